@@ -1,0 +1,1 @@
+"""Nodes: the enrolled daemons, what they offer and whether they are there."""

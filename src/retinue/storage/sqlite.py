@@ -1,0 +1,236 @@
+"""SQLite: one writer connection in a thread of its own, short-lived read-only readers, WAL with `synchronous=FULL`.
+
+Exactly one writer, and readers that never checkpoint: SQLite before 3.51.3 can corrupt a database otherwise.
+"""
+
+import asyncio
+import sqlite3
+import time  # noqa: TID251 - the lease clock stands on the monotonic clock of the machine
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Final
+
+from retinue.clock import Clock, micros
+from retinue.errors import OutcomeUnknown, StoreBroken, StoreFull, StoreNotDurable, Unavailable
+from retinue.storage import schema
+from retinue.storage.database import T, Transaction
+from retinue.storage.sql import Insert, Row, Statement
+
+HIGH_WATER: Final = Statement("SELECT value FROM meta WHERE key = 'clock'")
+SAVE_HIGH_WATER: Final = Statement("INSERT OR REPLACE INTO meta (key, value) VALUES ('clock', ?)")
+SAVE_EVERY: Final = 1_000_000  # microseconds of lease time between two marks
+PRAGMAS: Final = (
+    "PRAGMA journal_mode=WAL",
+    "PRAGMA synchronous=FULL",
+    "PRAGMA foreign_keys=ON",
+    "PRAGMA busy_timeout=5000",
+    "PRAGMA wal_autocheckpoint=1000",
+    "PRAGMA cache_size=-65536",
+    "PRAGMA temp_store=MEMORY",
+)
+
+
+class LeaseClock:
+    """max(persisted high-water, wall at start) + monotonic since: a stepped wall clock moves no lease (INVARIANTS D3)."""
+
+    def __init__(self, wall: int, monotonic: Callable[[], float], high_water: int = 0) -> None:
+        self._start = max(wall, high_water)
+        self._monotonic = monotonic
+        self._zero = monotonic()
+        self.saved = high_water
+
+    def __call__(self) -> int:
+        return self._start + int((self._monotonic() - self._zero) * 1_000_000)
+
+
+class SqliteConnection:
+    """One stdlib connection behind the `Connection` contract; transactions are opened and closed by its engine."""
+
+    lateral = False
+
+    def __init__(self, raw: sqlite3.Connection, epoch: int = 0) -> None:
+        self.raw = raw
+        self.epoch = epoch
+
+    def rows(self, statement: Statement, *arguments: Any) -> list[Row]:
+        return self.raw.execute(statement.sqlite, statement.sqlite_arguments(arguments)).fetchall()
+
+    def run(self, statement: Statement, *arguments: Any) -> int:
+        return self.raw.execute(statement.sqlite, statement.sqlite_arguments(arguments)).rowcount
+
+    def insert(self, insert: Insert, rows: Sequence[Row]) -> None:
+        if rows:
+            self.raw.executemany(insert.sqlite, rows)
+
+    def script(self, text: str) -> None:
+        """Several statements of a migration, one by one, inside the open transaction."""
+        for statement in schema.split(text):
+            self.raw.execute(statement)
+
+
+def open_writer(database: str, clock: Clock) -> tuple[SqliteConnection, LeaseClock]:
+    """The one writer connection, durable, migrated, with the lease clock in it."""
+    raw = sqlite3.connect(database, isolation_level=None, check_same_thread=False, cached_statements=512)
+    for pragma in PRAGMAS:
+        raw.execute(pragma).fetchall()
+    connection = SqliteConnection(raw)
+    raw.execute("BEGIN IMMEDIATE")
+    schema.migrate(connection, "sqlite")
+    mark = connection.rows(HIGH_WATER)
+    raw.execute("COMMIT")
+    now = LeaseClock(micros(clock.now()), clock.monotonic, int(mark[0][0]) if mark else 0)
+    raw.create_function("retinue_now", 0, now)
+    connection.epoch = schema.epoch(connection)
+    return connection, now
+
+
+def write(connection: SqliteConnection, now: LeaseClock, work: Callable[[Transaction], T]) -> T:
+    """One transaction on the writer connection, committed before it returns."""
+    raw = connection.raw
+    try:
+        raw.execute("BEGIN IMMEDIATE")
+        result = work(Transaction(connection))
+        at = now()
+        if at - now.saved > SAVE_EVERY:
+            connection.run(SAVE_HIGH_WATER, str(at))
+            now.saved = at
+    except BaseException as error:
+        if raw.in_transaction:
+            raw.execute("ROLLBACK")
+        raise _translated(error) from error
+    try:
+        raw.execute("COMMIT")
+    except sqlite3.Error as error:
+        if raw.in_transaction:
+            raw.execute("ROLLBACK")
+        raise _translated(error, committing=True) from error
+    return result
+
+
+def _translated(error: BaseException, *, committing: bool = False) -> BaseException:
+    """What the engine's trouble means to the callers of a group."""
+    if not isinstance(error, sqlite3.OperationalError | sqlite3.DatabaseError) or isinstance(
+        error, sqlite3.IntegrityError | sqlite3.ProgrammingError
+    ):
+        return error
+    name = getattr(error, "sqlite_errorname", "")
+    if name == "SQLITE_FULL":
+        return StoreFull()
+    if name.startswith(("SQLITE_IOERR_FSYNC", "SQLITE_IOERR_DIR_FSYNC", "SQLITE_CORRUPT")):
+        return StoreBroken(reason=name)
+    if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_READONLY", "SQLITE_CANTOPEN")):
+        return Unavailable(f"The database file cannot be written just now ({name}); try again in a moment.")
+    if name.startswith("SQLITE_IOERR"):
+        return OutcomeUnknown() if committing else StoreFull()
+    return error
+
+
+class Sqlite:
+    """The file engine: a writer thread that commits, reader threads that look."""
+
+    name = "sqlite"
+
+    def __init__(self, path: Path, clock: Clock, *, readers: int = 2) -> None:
+        """Open, migrate and prove durability. Blocks; called once, while Retinue starts.
+
+        Raises:
+            StoreNewer: written by a newer program. StoreNotDurable: the file system refuses WAL or FULL.
+        """
+        self._path = path
+        self._connection, self._now = open_writer(str(path), clock)
+        _prove_durable(self._connection.raw)
+        path.chmod(0o600)
+        self._writer = ThreadPoolExecutor(1, "retinue-writer")
+        self._readers = ThreadPoolExecutor(readers, "retinue-reader")
+        self._clock = clock
+
+    async def write(self, work: Callable[[Transaction], T]) -> T:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._writer, write, self._connection, self._now, work)
+
+    async def read(self, work: Callable[[SqliteConnection], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._readers, self._read, work)
+
+    def _read(self, work: Callable[[SqliteConnection], T]) -> T:
+        with _open_reader(self._path, self._now) as connection:
+            return work(connection)
+
+    async def close(self) -> None:
+        self._writer.shutdown(wait=True)
+        self._readers.shutdown(wait=True)
+        self._connection.raw.close()
+
+
+class _open_reader:  # noqa: N801 - reads as a function
+    """A read-only connection with one snapshot; closed at once so that checkpoints go on."""
+
+    LIMIT: Final = 1.0  # seconds
+
+    def __init__(self, path: Path, now: Callable[[], int]) -> None:
+        self._raw = sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, isolation_level=None, check_same_thread=False)
+        self._raw.create_function("retinue_now", 0, now)
+        started = time.monotonic()
+        self._raw.set_progress_handler(lambda: time.monotonic() - started > self.LIMIT, 100_000)
+
+    def __enter__(self) -> SqliteConnection:
+        self._raw.execute("BEGIN")
+        connection = SqliteConnection(self._raw)
+        connection.epoch = schema.epoch(connection)
+        return connection
+
+    def __exit__(self, *_: object) -> None:
+        self._raw.close()
+
+
+def _prove_durable(raw: sqlite3.Connection) -> None:
+    journal = raw.execute("PRAGMA journal_mode").fetchone()[0]
+    synchronous = raw.execute("PRAGMA synchronous").fetchone()[0]
+    if journal != "wal" or synchronous != 2:
+        raise StoreNotDurable(journal_mode=journal, synchronous=synchronous)
+
+
+class ReadOnlySqlite:
+    """A look into a data directory that another process holds: reads only, `mode=ro`, no lock, no migration."""
+
+    name = "sqlite, read-only"
+
+    def __init__(self, path: Path, clock: Clock) -> None:
+        self._path = path
+        self._now = LeaseClock(micros(clock.now()), clock.monotonic)
+
+    async def write(self, work: Callable[[Transaction], T]) -> T:
+        raise Unavailable("Another process holds this data directory, so it can only be looked at.")
+
+    async def read(self, work: Callable[[SqliteConnection], T]) -> T:
+        with _open_reader(self._path, self._now) as connection:
+            return work(connection)
+
+    async def close(self) -> None:
+        """Nothing is held."""
+
+
+class InlineSqlite:
+    """SQLite in memory, run in the caller's thread: for service tests and the simulator. The only fake store."""
+
+    name = "sqlite, in memory"
+
+    def __init__(self, clock: Clock, template: sqlite3.Connection | None = None) -> None:
+        if template is None:
+            self._connection, self._now = open_writer(":memory:", clock)
+        else:
+            raw = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False, cached_statements=512)
+            template.backup(raw)
+            self._connection = SqliteConnection(raw, 0)
+            self._now = LeaseClock(micros(clock.now()), clock.monotonic)
+            raw.create_function("retinue_now", 0, self._now)
+        self.raw = self._connection.raw
+
+    async def write(self, work: Callable[[Transaction], T]) -> T:
+        return write(self._connection, self._now, work)
+
+    async def read(self, work: Callable[[SqliteConnection], T]) -> T:
+        return work(self._connection)
+
+    async def close(self) -> None:
+        self.raw.close()

@@ -1,0 +1,1 @@
+"""Tasks: durable units of work with a result."""

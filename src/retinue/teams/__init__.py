@@ -1,0 +1,1 @@
+"""Teams: the tenants. Everything belongs to exactly one."""
