@@ -1,4 +1,4 @@
-"""The database contract: what a store function sees (`Transaction`), what a group of writes is, what an engine must do."""
+"""The database contract: what a store function sees (`Transaction`), a group of writes, and what an engine must do."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -83,7 +83,7 @@ class Transaction:
             chore.apply(self, self._chores.pop(chore))
 
 
-class StoreConflict(Exception):
+class StoreConflict(Exception):  # noqa: N818 - what happened, like every error of ours
     """The engine asks for the transaction to be run again: a deadlock or a serialization failure."""
 
 

@@ -13,7 +13,7 @@ from random import Random  # noqa: TID251 - the type of the port
 from typing import Any, Final
 
 from retinue.clock import Clock
-from retinue.errors import RetinueError, StoreBroken, Unavailable
+from retinue.errors import OutcomeUnknown, RetinueError, StoreBroken, Unavailable
 from retinue.storage.database import Connection, Engine, ItemT, Kind, ResultT, StoreConflict, Transaction
 
 log = logging.getLogger(__name__)
@@ -54,6 +54,7 @@ class GroupCommit:
         self._waiting: deque[Member] = deque()
         self._wake = asyncio.Event()
         self._closing = False
+        self._broken: StoreBroken | None = None
         self.commits = 0
         self.members = 0
 
@@ -64,7 +65,7 @@ class GroupCommit:
         """
         answer: asyncio.Future[ResultT] = asyncio.get_running_loop().create_future()
         if self._closing:
-            answer.set_exception(Unavailable("The store is closing; ask again when Retinue is up."))
+            answer.set_exception(self._broken or Unavailable("The store is closing; ask again when Retinue is up."))
             return answer
         self._waiting.append(Member(kind, item, answer))
         self._wake.set()
@@ -85,11 +86,15 @@ class GroupCommit:
             try:
                 await self._commit(group)
             except StoreBroken as error:
+                self._broken = error
+                self.close()
                 _refuse(group, error)
+                _refuse(self._waiting, error)
+                self._waiting.clear()
                 self._on_broken(error)
                 return
             finally:
-                _refuse(group, Unavailable())  # only those still unanswered: this task was cancelled
+                _refuse(group, OutcomeUnknown())  # only those still unanswered: this task was cancelled
 
     def close(self) -> None:
         """Take no more writes; `run` returns when the waiting ones are committed."""
@@ -110,15 +115,15 @@ class GroupCommit:
                 return
             except StoreBroken:
                 raise
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - whatever it is, it is some member's: each is told its own
                 await self._one_by_one(group, error)
                 return
             else:
                 self.commits += 1
                 self.members += len(group)
-                self._publish(hints)
                 for member, outcome in zip(group, outcomes, strict=True):
                     _answer(member, outcome)
+                self._publish(hints)
                 return
 
     async def _one_by_one(self, group: Sequence[Member], error: Exception) -> None:
@@ -141,8 +146,7 @@ def _apply(transaction: Transaction, group: Sequence[Member]) -> tuple[Outcomes,
         results = kind.apply(transaction, [group[place].item for place in places])
         for place, result in zip(places, results, strict=True):
             outcomes[place] = result
-    transaction.finish()
-    return outcomes, transaction.hints
+    return outcomes, transaction.hints  # the engine's chores may add hints
 
 
 def _answer(member: Member, outcome: Any) -> None:
@@ -154,6 +158,6 @@ def _answer(member: Member, outcome: Any) -> None:
         member.answer.set_result(outcome)
 
 
-def _refuse(group: Sequence[Member], error: Exception) -> None:
+def _refuse(group: Iterable[Member], error: Exception) -> None:
     for member in group:
         _answer(member, error)

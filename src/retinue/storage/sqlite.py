@@ -9,10 +9,10 @@ import time  # noqa: TID251 - the lease clock stands on the monotonic clock of t
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 from retinue.clock import Clock, micros
-from retinue.errors import OutcomeUnknown, StoreBroken, StoreFull, StoreNotDurable, Unavailable
+from retinue.errors import ConfigInvalid, OutcomeUnknown, StoreBroken, StoreFull, StoreNotDurable, Unavailable
 from retinue.storage import schema
 from retinue.storage.database import T, Transaction
 from retinue.storage.sql import Insert, Row, Statement
@@ -20,6 +20,7 @@ from retinue.storage.sql import Insert, Row, Statement
 HIGH_WATER: Final = Statement("SELECT value FROM meta WHERE key = 'clock'")
 SAVE_HIGH_WATER: Final = Statement("INSERT OR REPLACE INTO meta (key, value) VALUES ('clock', ?)")
 SAVE_EVERY: Final = 1_000_000  # microseconds of lease time between two marks
+LONGEST_READ: Final = 1.0  # seconds
 PRAGMAS: Final = (
     "PRAGMA journal_mode=WAL",
     "PRAGMA synchronous=FULL",
@@ -32,7 +33,7 @@ PRAGMAS: Final = (
 
 
 class LeaseClock:
-    """max(persisted high-water, wall at start) + monotonic since: a stepped wall clock moves no lease (INVARIANTS D3)."""
+    """max(persisted high-water, wall at start) + monotonic since: a stepped wall clock moves no lease."""
 
     def __init__(self, wall: int, monotonic: Callable[[], float], high_water: int = 0) -> None:
         self._start = max(wall, high_water)
@@ -71,18 +72,30 @@ class SqliteConnection:
 
 def open_writer(database: str, clock: Clock) -> tuple[SqliteConnection, LeaseClock]:
     """The one writer connection, durable, migrated, with the lease clock in it."""
-    raw = sqlite3.connect(database, isolation_level=None, check_same_thread=False, cached_statements=512)
-    for pragma in PRAGMAS:
-        raw.execute(pragma).fetchall()
-    connection = SqliteConnection(raw)
-    raw.execute("BEGIN IMMEDIATE")
-    schema.migrate(connection, "sqlite")
-    mark = connection.rows(HIGH_WATER)
-    raw.execute("COMMIT")
-    now = LeaseClock(micros(clock.now()), clock.monotonic, int(mark[0][0]) if mark else 0)
-    raw.create_function("retinue_now", 0, now)
-    connection.epoch = schema.epoch(connection)
+    raw = _connect(database)
+    try:
+        for pragma in PRAGMAS:
+            raw.execute(pragma).fetchall()
+        _prove_durable(raw)
+        connection = SqliteConnection(raw)
+        raw.execute("BEGIN IMMEDIATE")
+        schema.migrate(connection, "sqlite")
+        mark = connection.rows(HIGH_WATER)
+        raw.execute("COMMIT")
+        now = LeaseClock(micros(clock.now()), clock.monotonic, int(mark[0][0]) if mark else 0)
+        raw.create_function("retinue_now", 0, now)
+        connection.epoch = schema.epoch(connection)
+    except BaseException as error:  # noqa: BLE001 - raised again, as what it means
+        raw.close()
+        _raise(error)
     return connection, now
+
+
+def _connect(database: str, *, uri: bool = False) -> sqlite3.Connection:
+    try:
+        return sqlite3.connect(database, uri=uri, isolation_level=None, check_same_thread=False, cached_statements=512)
+    except sqlite3.Error as error:
+        _raise(error)
 
 
 def write(connection: SqliteConnection, now: LeaseClock, work: Callable[[Transaction], T]) -> T:
@@ -90,26 +103,36 @@ def write(connection: SqliteConnection, now: LeaseClock, work: Callable[[Transac
     raw = connection.raw
     try:
         raw.execute("BEGIN IMMEDIATE")
-        result = work(Transaction(connection))
+        transaction = Transaction(connection)
+        result = work(transaction)
+        transaction.finish()
         at = now()
-        if at - now.saved > SAVE_EVERY:
+        if marks := at - now.saved > SAVE_EVERY:
             connection.run(SAVE_HIGH_WATER, str(at))
-            now.saved = at
-    except BaseException as error:
+    except BaseException as error:  # noqa: BLE001 - raised again, as what it means
         if raw.in_transaction:
             raw.execute("ROLLBACK")
-        raise _translated(error) from error
+        _raise(error)
     try:
         raw.execute("COMMIT")
     except sqlite3.Error as error:
         if raw.in_transaction:
             raw.execute("ROLLBACK")
-        raise _translated(error, committing=True) from error
+        _raise(error, committing=True)
+    if marks:
+        now.saved = at
     return result
 
 
+def _raise(error: BaseException, *, committing: bool = False) -> NoReturn:
+    meaning = _translated(error, committing=committing)
+    if meaning is error:
+        raise error
+    raise meaning from error
+
+
 def _translated(error: BaseException, *, committing: bool = False) -> BaseException:
-    """What the engine's trouble means to the callers of a group."""
+    """What the engine's trouble means to the callers of a group; anything else is returned as it is."""
     if not isinstance(error, sqlite3.OperationalError | sqlite3.DatabaseError) or isinstance(
         error, sqlite3.IntegrityError | sqlite3.ProgrammingError
     ):
@@ -122,7 +145,11 @@ def _translated(error: BaseException, *, committing: bool = False) -> BaseExcept
     if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_READONLY", "SQLITE_CANTOPEN")):
         return Unavailable(f"The database file cannot be written just now ({name}); try again in a moment.")
     if name.startswith("SQLITE_IOERR"):
-        return OutcomeUnknown() if committing else StoreFull()
+        return OutcomeUnknown() if committing else Unavailable(f"The disk does not work just now ({name}).")
+    if name == "SQLITE_INTERRUPT":
+        return Unavailable("Looking this up took too long; ask for less.")
+    if name == "SQLITE_NOTADB":
+        return ConfigInvalid("This file is not a database of Retinue; choose another data directory.")
     return error
 
 
@@ -139,7 +166,6 @@ class Sqlite:
         """
         self._path = path
         self._connection, self._now = open_writer(str(path), clock)
-        _prove_durable(self._connection.raw)
         path.chmod(0o600)
         self._writer = ThreadPoolExecutor(1, "retinue-writer")
         self._readers = ThreadPoolExecutor(readers, "retinue-reader")
@@ -153,8 +179,7 @@ class Sqlite:
         return await asyncio.get_running_loop().run_in_executor(self._readers, self._read, work)
 
     def _read(self, work: Callable[[SqliteConnection], T]) -> T:
-        with _open_reader(self._path, self._now) as connection:
-            return work(connection)
+        return _look(self._path, self._now, work)
 
     async def close(self) -> None:
         self._writer.shutdown(wait=True)
@@ -162,31 +187,28 @@ class Sqlite:
         self._connection.raw.close()
 
 
-class _open_reader:  # noqa: N801 - reads as a function
-    """A read-only connection with one snapshot; closed at once so that checkpoints go on."""
-
-    LIMIT: Final = 1.0  # seconds
-
-    def __init__(self, path: Path, now: Callable[[], int]) -> None:
-        self._raw = sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, isolation_level=None, check_same_thread=False)
-        self._raw.create_function("retinue_now", 0, now)
+def _look(path: Path, now: Callable[[], int], work: Callable[[SqliteConnection], T]) -> T:
+    """Run `work` on a read-only connection with one snapshot; closed at once so that checkpoints go on."""
+    raw = _connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
+    try:
+        raw.create_function("retinue_now", 0, now)
         started = time.monotonic()
-        self._raw.set_progress_handler(lambda: time.monotonic() - started > self.LIMIT, 100_000)
-
-    def __enter__(self) -> SqliteConnection:
-        self._raw.execute("BEGIN")
-        connection = SqliteConnection(self._raw)
+        raw.set_progress_handler(lambda: time.monotonic() - started > LONGEST_READ, 100_000)
+        raw.execute("BEGIN")
+        connection = SqliteConnection(raw)
         connection.epoch = schema.epoch(connection)
-        return connection
-
-    def __exit__(self, *_: object) -> None:
-        self._raw.close()
+        return work(connection)
+    except sqlite3.Error as error:
+        _raise(error)
+    finally:
+        raw.close()
 
 
 def _prove_durable(raw: sqlite3.Connection) -> None:
+    """Refuse a file that may lose an acknowledged commit (INVARIANTS D9); a store in memory promises nothing."""
     journal = raw.execute("PRAGMA journal_mode").fetchone()[0]
     synchronous = raw.execute("PRAGMA synchronous").fetchone()[0]
-    if journal != "wal" or synchronous != 2:
+    if (journal, synchronous) not in (("wal", 2), ("memory", 2)):
         raise StoreNotDurable(journal_mode=journal, synchronous=synchronous)
 
 
@@ -203,8 +225,7 @@ class ReadOnlySqlite:
         raise Unavailable("Another process holds this data directory, so it can only be looked at.")
 
     async def read(self, work: Callable[[SqliteConnection], T]) -> T:
-        with _open_reader(self._path, self._now) as connection:
-            return work(connection)
+        return _look(self._path, self._now, work)
 
     async def close(self) -> None:
         """Nothing is held."""
@@ -242,7 +263,14 @@ class InlineSqlite:
         return write(self._connection, self._now, work)
 
     async def read(self, work: Callable[[SqliteConnection], T]) -> T:
-        return work(self._connection)
+        before = self.raw.total_changes
+        self.raw.execute("BEGIN")
+        try:
+            return work(self._connection)
+        finally:
+            self.raw.execute("ROLLBACK")
+            if self.raw.total_changes != before:
+                raise RuntimeError("a read wrote")
 
     async def close(self) -> None:
         self.raw.close()
