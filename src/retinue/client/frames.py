@@ -152,6 +152,7 @@ class WantInput(Frame, tag="want_input", frozen=True):
     """Node: this attempt reads its standard input; send it from `offset` on, `credit` bytes at most."""
 
     hold: Hold
+    attempt: str
     offset: int
     credit: int
 
@@ -163,6 +164,10 @@ class Input(Frame, tag="input", frozen=True):
     offset: int
     data: bytes
     end: bool = False
+
+
+class Bye(Frame, tag="bye", frozen=True):
+    """Node: I stop; I hold nothing any more."""
 
 
 class Drain(Frame, tag="drain", frozen=True):
@@ -178,7 +183,7 @@ class Ping(Frame, tag="ping", frozen=True):
 FRAMES: dict[str, type[Frame]] = {
     kind.__struct_config__.tag: kind  # type: ignore[misc]  # every tag above is a string
     for kind in (Hello, Welcome, Refused, Credit, Assign, Started, Renew, Renewed, ProgressFrame, Log, LogKept, Done)
-    + (DoneAck, Release, Cancel, WantInput, Input, Drain, Ping)
+    + (DoneAck, Release, Cancel, WantInput, Input, Bye, Drain, Ping)
 }
 
 

@@ -21,7 +21,9 @@ class EventService:
         self._bus = bus
         self._clock = clock
 
-    async def page(self, team: str, *, after: int = 0, types: Sequence[str] = (), limit: int = 50) -> tuple[list[Event], int]:
+    async def page(
+        self, team: str, *, after: int = 0, types: Sequence[str] = (), limit: int = 50
+    ) -> tuple[list[Event], int]:
         """The next events behind `after`, oldest first, and the position to go on from.
 
         Raises:
@@ -29,7 +31,7 @@ class EventService:
         """
         found: list[Event] = []
         while len(found) < limit:
-            events = await self._database.read(lambda c, at=after: store.page(c, team, at, PAGE))
+            events = await self._next(team, after)
             if not events:
                 break
             for event in events:
@@ -39,6 +41,9 @@ class EventService:
                     if len(found) == limit:
                         break
         return found, after
+
+    async def _next(self, team: str, after: int) -> list[Event]:
+        return await self._database.read(lambda connection: store.page(connection, team, after, PAGE))
 
     async def last(self, team: str) -> int:
         """The position of the newest event."""

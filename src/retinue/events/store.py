@@ -33,6 +33,11 @@ PRUNE_EVENTS = Statement("DELETE FROM events WHERE team = ? AND position <= ? AN
 PRUNE_LINKS = Statement("DELETE FROM links WHERE team = ? AND last < ?")
 SET_START = Statement("UPDATE teams SET start = ? WHERE id = ? AND start < ?")
 
+# What those who wait for one task want to be told of: its attempt is over.
+ENDINGS = frozenset(
+    {"task.completed", "task.failed", "task.cancelled", "task.retried", "task.orphaned", "task.released"}
+)
+
 _encode = msgspec.json.Encoder().encode
 
 
@@ -56,6 +61,9 @@ def _append(transaction: Transaction, events: Sequence[NewEvent]) -> None:
         transaction.insert(LINKS, [(team, position, first, digest, at)])
         transaction.run(CHAIN, digest, team)
         transaction.hint(f"events.{team}")
+        for fact in facts:
+            if fact.type in ENDINGS:
+                transaction.hint(f"ended.{fact.subject}")
 
 
 def _deny(transaction: Transaction, denials: Sequence[tuple[str, str, str]]) -> None:

@@ -378,6 +378,7 @@ class Task(msgspec.Struct, frozen=True):
     tags: dict[str, str]
     requires: list[str]
     node: str | None
+    resources: Resources
     status: TaskStatus
     claimed_by: str | None
     claimed_at: datetime | None

@@ -23,6 +23,9 @@ _FROM: Final = (
     " LEFT JOIN progress ON progress.task = tasks.id"
 )
 ONE: Final = Statement(f"SELECT {_TASK}{_FROM} WHERE tasks.id = ? AND tasks.team = ?")
+MANY: Final = Statement(
+    f"SELECT {_TASK}{_FROM} WHERE tasks.id IN (SELECT id FROM {{rows m(id text)}}) AND tasks.team = ?"
+)
 PAGE: Final = Statement(f"SELECT {_TASK}{_FROM} WHERE tasks.team = ? AND tasks.id < ? ORDER BY tasks.id DESC LIMIT ?")
 BY_STATUS: Final = Statement(
     f"SELECT {_TASK}{_FROM} WHERE tasks.team = ? AND tasks.status = ? AND tasks.id < ?"
@@ -53,6 +56,11 @@ def task(connection: Connection, team: str, task_id: str) -> Task | None:
     """The document of a task of this team, with its attempts; None for a foreign id as for a missing one."""
     rows = connection.rows(ONE, task_id, team)
     return _documents(connection, rows)[0] if rows else None
+
+
+def many(connection: Connection, team: str, task_ids: Sequence[str]) -> list[Task]:
+    """The documents of those of these tasks that are this team's."""
+    return _documents(connection, connection.rows(MANY, [(task_id,) for task_id in task_ids], team))
 
 
 def tasks(connection: Connection, team: str, *, status: TaskStatus | None, before: str, limit: int) -> list[Task]:
@@ -102,6 +110,7 @@ def _document(row: Row, attempts: list[Attempt]) -> Task:
         tags=spec.tags,
         requires=spec.requires,
         node=spec.node,
+        resources=spec.resources,
         status=TaskStatus(held or status),
         claimed_by=node_name if held else last.node if last else None,
         claimed_at=_moment(claimed_at) if held else last.claimed_at if last else None,

@@ -4,6 +4,7 @@ Three tables: `tasks` is wide and cold, `ready` has a narrow row for what may be
 Who deletes the narrow row owns the move: that is the guard of every transition, and it stands in the statement itself.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
@@ -309,15 +310,28 @@ ADD_RUNNING = Insert(
 )
 
 
-def _claim(transaction: Transaction, items: Sequence[Round]) -> list[list[Claim] | RetinueError]:
+class Dealt(msgspec.Struct, frozen=True):
+    """What a round gave out, and the queues in which nobody waits any more."""
+
+    claims: list[Claim]
+    emptied: list[str]
+
+
+def _claim(transaction: Transaction, items: Sequence[Round]) -> list[Dealt | RetinueError]:
     return [_claim_round(transaction, item) for item in items]
 
 
-def _claim_round(transaction: Transaction, wanted: Round) -> list[Claim]:
+def _claim_round(transaction: Transaction, wanted: Round) -> Dealt:
     slots = sum(len(free.attempts) for free in wanted.free)
-    picked = _dealt(_heads(transaction, wanted.queues, slots), wanted)
+    heads = _heads(transaction, wanted.queues, slots)
+    waiting = Counter(str(head[0]) for head in heads)
+    picked = _dealt(heads, wanted)
+    given = Counter(str(head[0]) for head, _, _ in picked)
+    emptied = [q.id for q in wanted.queues if waiting[q.id] < slots and given[q.id] == waiting[q.id]]
+    for queue_id in emptied:  # what came in this transaction is given out in it: nobody else has to look
+        transaction.hints.pop(f"ready.{queue_id}", None)
     if not picked:
-        return []
+        return Dealt([], emptied)
     taken = {str(row[0]) for row in transaction.rows(TAKE_READY, [head[:3] for head, _, _ in picked])}
     specs = {str(row[0]): row for row in transaction.rows(CLAIMED, [(head[2],) for head, _, _ in picked])}
     teams = {queue.id: queue.team for queue in wanted.queues}
@@ -337,7 +351,7 @@ def _claim_round(transaction: Transaction, wanted: Round) -> list[Claim]:
     transaction.later(
         APPEND, (_fact("task.claimed", c.team, c.task, c.node, c.fence, c.attempt, boot=c.boot) for c in claims)
     )
-    return claims
+    return Dealt(claims, emptied)
 
 
 def _heads(transaction: Transaction, queues: Sequence[Queue], most: int) -> list[Row]:
@@ -750,7 +764,9 @@ def _hello(transaction: Transaction, items: Sequence[Presence]) -> list[list[tup
         mine = {(task, fence) for task, fence, boot in rows if boot == item.boot}
         unlisted = sorted(mine - held)
         dead = sorted((task, fence) for task, fence, boot in rows if boot != item.boot)
-        hand_back(transaction, transaction.rows(DROP_RUNNING, unlisted) if unlisted else [], "task.released")
+        given_up = transaction.rows(DROP_RUNNING, unlisted) if unlisted else []
+        hand_back(transaction, [row for row in given_up if row[8] is None], "task.released")
+        hand_back(transaction, [row for row in given_up if row[8] is not None], "task.orphaned")
         hand_back(transaction, transaction.rows(DROP_RUNNING, dead) if dead else [], "task.orphaned")
         outcomes.append([hold for hold in item.holds if hold not in mine])
     return outcomes
@@ -836,5 +852,5 @@ FINISH: Kind[Finish, TaskStatus] = Kind("task.finish", 40, _finish)
 RELEASE: Kind[tuple[str, int], None] = Kind("task.release", 50, _release)
 HELLO: Kind[Presence, list[tuple[str, int]]] = Kind("node.hello", 51, _hello)
 REAP_KIND: Kind[int, int] = Kind("task.reap", 52, _reap)
-CLAIM: Kind[Round, list[Claim]] = Kind("task.claim", 80, _claim)
+CLAIM: Kind[Round, Dealt] = Kind("task.claim", 80, _claim)
 KINDS: Final[Iterable[Kind[Any, Any]]] = (CREATE, START_KIND, RENEW_KIND, FINISH, RELEASE, HELLO, REAP_KIND, CLAIM)

@@ -1,0 +1,1 @@
+"""What an author writes: Python functions that run as tasks."""

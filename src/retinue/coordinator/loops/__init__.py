@@ -1,0 +1,1 @@
+"""The coordinator's loops, each named for its chore."""

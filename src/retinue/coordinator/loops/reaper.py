@@ -1,0 +1,58 @@
+"""The reaper: gives back what lost nodes held. It reads only the task's own lease, and its write repeats the guard."""
+
+from collections.abc import Callable, Sequence
+
+from retinue.clock import Clock
+from retinue.nodes.model import OFFLINE_AFTER
+from retinue.nodes.store import SILENCE
+from retinue.storage.group import GroupCommit
+from retinue.tasks.steer import LAPSE_SESSIONS, Stopped
+from retinue.tasks.store import REAP_KIND
+
+MOST = 500  # tasks a turn
+GAP = 2.0  # a tick that comes this many times too late means that we were asleep
+
+
+class Reaper:
+    """Reaps only after it has itself been awake, with the store up, for one full lease: a closed lid, or a database
+    that was away, orphans nobody whose node comes back (INVARIANTS D5)."""
+
+    def __init__(
+        self,
+        database: GroupCommit,
+        clock: Clock,
+        *,
+        lease: float,
+        sweep: float,
+        stopped: Callable[[Sequence[Stopped]], None],
+    ) -> None:
+        self._database = database
+        self._clock = clock
+        self._lease = lease
+        self._sweep = sweep
+        self._stopped = stopped
+        self._awake_since = clock.monotonic()
+        self._last = clock.monotonic()
+
+    async def turn(self) -> float | None:
+        """One sweep: overdue claims, lapsed sessions, silent nodes."""
+        now = self._clock.monotonic()
+        if now - self._last > self._sweep * (1 + GAP):
+            self._awake_since = now
+        self._last = now
+        try:
+            if now - self._awake_since < self._lease:
+                await self._database.read(lambda connection: connection.epoch)  # notice a store that is away
+                return None
+            while await self._database.submit(REAP_KIND, MOST) == MOST:
+                pass
+            lapsed = await self._database.submit(LAPSE_SESSIONS, None)
+            self._stopped(lapsed)
+            await self._database.submit(SILENCE, int(OFFLINE_AFTER.total_seconds() * 1_000_000))
+        except Exception:
+            self._awake_since = self._clock.monotonic()
+            raise
+        if self._clock.monotonic() - now > self._sweep * (1 + GAP):
+            self._awake_since = self._clock.monotonic()  # we were stopped in the middle of the turn
+        self._last = self._clock.monotonic()
+        return None

@@ -1,0 +1,1 @@
+"""Shipped test tools: conformance suites, the simulator and its command."""

@@ -1,0 +1,318 @@
+"""The checkers: pure functions over what clients saw, what stands in the store and what the feed says.
+
+Each is registered under its invariant's number (INVARIANTS section 3) and answers with sentences about what is broken.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import msgspec
+
+from retinue.tasks.model import MOST_LOSSES, TERMINAL, TaskStatus
+from retinue.testing.sim.history import Entry
+
+Row = dict[str, Any]
+SECOND: Final = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """One event of the feed."""
+
+    position: int
+    type: str
+    at: int
+    subject: str
+    node: str | None
+    data: dict[str, Any]
+
+    @property
+    def fence(self) -> int | None:
+        """The claim it speaks of; None when it speaks of none."""
+        fence = self.data.get("fence")
+        return None if fence is None else int(fence)
+
+
+@dataclass(slots=True)
+class Evidence:
+    """Everything a checker may look at. Rows are dictionaries by column; `now` and all `at` are the lease clock's."""
+
+    history: list[Entry]
+    tasks: list[Row]
+    ready: list[Row]
+    running: list[Row]
+    attempts: list[Row]
+    counts: list[Row]
+    events: dict[str, list[Fact]]  # by team, in order of position
+    now: int
+    lease: float  # seconds
+    sweep: float  # seconds between two looks of the reaper
+    calm: float  # seconds since everything was healed
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    def operations(self, verb: str, *outcomes: str) -> Iterator[Entry]:
+        """The answers to one kind of question that clients got."""
+        for entry in self.history:
+            if entry.kind in outcomes and entry.what.get("verb") == verb:
+                yield entry
+
+    def facts(self, subject: str) -> list[Fact]:
+        """The events about one task."""
+        return self.by_task().get(subject, [])
+
+    def by_task(self) -> dict[str, list[Fact]]:
+        """The events of each task, in order."""
+        if "by_task" not in self.notes:
+            grouped: dict[str, list[Fact]] = {}
+            for facts in self.events.values():
+                for fact in facts:
+                    if fact.type.startswith("task."):
+                        grouped.setdefault(fact.subject, []).append(fact)
+            self.notes["by_task"] = grouped
+        found: dict[str, list[Fact]] = self.notes["by_task"]
+        return found
+
+
+Checker = Callable[[Evidence], Iterator[str]]
+CHECKERS: Final[dict[str, Checker]] = {}
+
+
+def invariant(number: str) -> Callable[[Checker], Checker]:
+    """Register the checker of an invariant."""
+
+    def register(checker: Checker) -> Checker:
+        CHECKERS[number] = checker
+        return checker
+
+    return register
+
+
+def violations(evidence: Evidence, only: frozenset[str] | None = None) -> list[str]:
+    """Everything that is broken, as `I-05: task … `."""
+    return [
+        f"{number}: {sentence}"
+        for number, checker in CHECKERS.items()
+        if only is None or number in only
+        for sentence in checker(evidence)
+    ]
+
+
+@invariant("I-01")
+def no_acked_task_is_lost(evidence: Evidence) -> Iterator[str]:
+    """Every create that was answered ends in exactly one terminal status."""
+    status = {row["id"]: row["status"] for row in evidence.tasks}
+    for entry in evidence.operations("create", "ok"):
+        task = entry.what["value"]
+        if task not in status:
+            yield f"task {task} was acknowledged at {entry.at} s and is not in the store"
+        elif status[task] not in TERMINAL:
+            yield f"task {task} was acknowledged and is still {_held(evidence, task) or status[task]} after the calm"
+
+
+@invariant("I-02")
+def no_task_is_completed_twice(evidence: Evidence) -> Iterator[str]:
+    """At most one accepted result a task: in the store, in the feed, and in what nodes were told."""
+    accepted: dict[str, set[tuple[Any, Any]]] = {}
+    for row in evidence.attempts:
+        if row["status"] == "completed":
+            accepted.setdefault(row["task"], set()).add((row["fence"], row["digest"]))
+    for entry in evidence.history:
+        if entry.kind == "accepted":
+            accepted.setdefault(entry.what["task"], set()).add((entry.what["fence"], entry.what["digest"]))
+    for task, facts in evidence.by_task().items():
+        for fact in facts:
+            if fact.type == "task.completed":
+                accepted.setdefault(task, set()).add((fact.fence, fact.data.get("digest")))
+        allowed = 1 + sum(1 for fact in facts if fact.type == "task.retried" and fact.fence is None)
+        if len(accepted.get(task, ())) > allowed:
+            yield f"task {task} has several accepted results: {sorted(accepted[task], key=str)}"
+
+
+@invariant("I-03")
+def fences_rise_and_stale_holders_change_nothing(evidence: Evidence) -> Iterator[str]:
+    """A claim's fence is above every earlier one; an event of a claim carries the fence that was current."""
+    for task, facts in evidence.by_task().items():
+        highest = 0
+        current: int | None = None
+        before: Fact | None = None
+        for fact in facts:
+            fence = fact.fence
+            if fact.type == "task.claimed":
+                if fence is None or fence <= highest:
+                    yield f"task {task} was claimed under fence {fence} after {highest} (position {fact.position})"
+                highest = max(highest, fence or 0)
+                current = fence
+            elif fence is not None:
+                # An orphan whose policy says `fail` has two events: it was lost, so it failed.
+                lost = before is not None and before.type == "task.orphaned" and before.data["status"] == "failed"
+                if fence != current and not (lost and fact.type == "task.failed" and fence == highest):
+                    yield (
+                        f"{fact.type} of task {task} under fence {fence} took effect while it was {current}"
+                        f" (position {fact.position})"
+                    )
+                if fact.type not in ("task.started", "task.progress"):
+                    current = None
+            before = fact
+        for row in evidence.attempts:
+            if row["task"] == task and row["fence"] > highest:
+                yield f"task {task} has an attempt under fence {row['fence']}, which was never given"
+
+
+@invariant("I-04")
+def terminal_is_for_ever(evidence: Evidence) -> Iterator[str]:
+    """Nothing follows a terminal status except an operator's retry."""
+    for task, facts in evidence.by_task().items():
+        over: Fact | None = None
+        for fact in facts:
+            if over is not None and not (fact.type == "task.retried" and fact.fence is None):
+                yield f"task {task}: {fact.type} at position {fact.position} after {over.type} at {over.position}"
+            over = fact if fact.type in ("task.completed", "task.failed", "task.cancelled") else None
+    alive = {row["id"] for row in evidence.running} | {row["id"] for row in evidence.ready}
+    for row in evidence.tasks:
+        if row["status"] in TERMINAL and row["id"] in alive:
+            yield f"task {row['id']} is {row['status']} and may still be claimed or is held"
+
+
+@invariant("I-05")
+def one_claim_at_a_time(evidence: Evidence) -> Iterator[str]:
+    """No task is claimed while an unexpired claim of it stands."""
+    for task, facts in evidence.by_task().items():
+        held: Fact | None = None
+        for fact in facts:
+            if fact.type == "task.claimed":
+                if held is not None:
+                    yield (
+                        f"task {task} was claimed by {fact.node} (position {fact.position}) while {held.node}"
+                        f" held it since position {held.position}"
+                    )
+                held = fact
+            elif fact.type not in ("task.started", "task.progress"):
+                held = None
+    ready = {row["id"] for row in evidence.ready}
+    for row in evidence.running:
+        if row["id"] in ready:
+            yield f"task {row['id']} is held under fence {row['fence']} and may be claimed at the same time"
+    for entry in evidence.history:
+        if entry.kind == "reaped-early":
+            yield f"task {entry.what['task']} was orphaned {entry.what['left']:.3f} s before its lease ended"
+
+
+@invariant("I-07")
+def orphans_come_back(evidence: Evidence) -> Iterator[str]:
+    """No claim outlives its lease by more than two sweeps of an awake reaper, and nobody else is orphaned."""
+    if evidence.calm < 2 * evidence.lease + 2 * evidence.sweep:
+        return
+    for row in evidence.running:
+        late = (evidence.now - row["reap_at"]) / SECOND
+        if late > 2 * evidence.sweep:
+            yield f"task {row['id']} is held by {row['node']} since its lease ended {late:.1f} s ago"
+    for entry in evidence.history:
+        if entry.kind == "orphaned-late":
+            yield f"task {entry.what['task']} was orphaned {entry.what['late']:.1f} s after its lease ended"
+        elif entry.kind == "orphaned-without-grace":
+            yield f"task {entry.what['task']} was orphaned while the reaper had been awake for {entry.what['awake']:.1f} s"
+
+
+@invariant("I-08")
+def poison_is_bounded(evidence: Evidence) -> Iterator[str]:
+    """Attempts that were started and failed stay within `max_attempts`, those lost with their node within three."""
+    attempts: dict[str, list[Row]] = {}
+    for row in evidence.attempts:
+        attempts.setdefault(row["task"], []).append(row)
+    for task in evidence.tasks:
+        rows = attempts.get(task["id"], [])
+        retries = sum(
+            1 for fact in evidence.facts(task["id"]) if fact.type == "task.retried" and fact.fence is None
+        )
+        most = int(msgspec.json.decode(task["spec"]).get("max_attempts", 1)) * (1 + retries)
+        failed = sum(1 for row in rows if row["status"] == "failed" and row["started_at"] is not None)
+        lost = sum(1 for row in rows if row["status"] == "orphaned" and row["started_at"] is not None)
+        if failed > most:
+            yield f"task {task['id']} failed {failed} times with max_attempts {most}"
+        if lost > (MOST_LOSSES + 1) * (1 + retries):
+            yield f"task {task['id']} was lost with its node {lost} times"
+        if task["losses"] > lost or task["failures"] > failed:
+            yield f"task {task['id']} counts {task['failures']} failures and {task['losses']} losses, more than it had"
+
+
+@invariant("I-28")
+def the_feed_tells_the_state(evidence: Evidence) -> Iterator[str]:
+    """Status and fence that follow from the events are those of the rows."""
+    held = {row["id"]: row for row in evidence.running}
+    for row in evidence.tasks:
+        facts = evidence.facts(row["id"])
+        if not facts:
+            yield f"task {row['id']} has no event"
+            continue
+        told = ""
+        for fact in facts:
+            told = _status_after(fact, told)
+        stands = held[row["id"]]["status"] if row["id"] in held else row["status"]
+        if told != stands:
+            yield f"task {row['id']} is {stands} in the store and {told} in the feed"
+        fences = [fact.fence for fact in facts if fact.fence is not None]
+        fence = held[row["id"]]["fence"] if row["id"] in held else row["fence"]
+        if fences and fence != max(fences):
+            yield f"task {row['id']} has fence {fence} in the store and {max(fences)} in the feed"
+
+
+def _status_after(fact: Fact, before: str) -> str:
+    match fact.type:
+        case "task.claimed":
+            return TaskStatus.CLAIMED
+        case "task.started":
+            return TaskStatus.RUNNING
+        case "task.progress":
+            return before
+        case "task.released":
+            return str(fact.data.get("status", TaskStatus.PENDING))
+        case "task.completed" | "task.failed" | "task.cancelled":
+            return fact.type.removeprefix("task.")
+        case _:
+            return str(fact.data["status"])
+
+
+@invariant("I-41")
+def the_feed_has_no_holes(evidence: Evidence) -> Iterator[str]:
+    """Positions rise by one."""
+    for team, facts in evidence.events.items():
+        for before, fact in zip(facts, facts[1:], strict=False):
+            if fact.position != before.position + 1:
+                yield f"team {team}: position {fact.position} follows {before.position}"
+    for team, broken in evidence.notes.get("broken_links", {}).items():
+        if broken:
+            yield f"team {team}: the hash links at {broken} do not verify"
+
+
+@invariant("counts")
+def counts_are_exact(evidence: Evidence) -> Iterator[str]:
+    """What `/status` shows is what stands in the store."""
+    counted: dict[tuple[str, str], int] = {}
+    held = {row["id"]: row["status"] for row in evidence.running}
+    for row in evidence.tasks:
+        key = (row["team"], held.get(row["id"], row["status"]))
+        counted[key] = counted.get(key, 0) + 1
+    said = {(row["team"], row["status"]): row["tasks"] for row in evidence.counts if row["tasks"]}
+    if said != counted:
+        yield f"the counts say {said}, the rows {counted}"
+
+
+@invariant("outside")
+def programs_end_with_their_node(evidence: Evidence) -> Iterator[str]:
+    """After the calm no program runs that no claim stands for."""
+    if evidence.running:
+        return
+    live: dict[int, Entry] = {}
+    for entry in evidence.history:
+        if entry.kind == "program":
+            live[entry.what["pid"]] = entry
+        elif entry.kind == "program-ended":
+            live.pop(entry.what["pid"], None)
+    for pid, entry in live.items():
+        yield f"program {pid} ({entry.what['label']}) still runs on {entry.who} with no claim"
+
+
+def _held(evidence: Evidence, task: str) -> str:
+    return next((f"held by {row['node']}" for row in evidence.running if row["id"] == task), "")
+
