@@ -33,13 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     faulthandler.register(signal.SIGUSR2, all_threads=False)
     control = socket(fileno=options.control)
     control.set_inheritable(False)
-    host: Alone | Together
-    if options.together:
-        from retinue.node.host.together import Together  # asyncio only where it is needed
-
-        host = Together(control)
-    else:
-        host = Alone(control)
+    host = _host(control, options.together)
     try:
         ready = apps.load(options.app, options.path)
     except ConfigInvalid as problem:
@@ -47,6 +41,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.stderr.flush()
         os._exit(1)  # whatever threads the app has started
     host.serve(ready)
+
+
+def _host(control: socket, together: bool) -> "Alone | Together":
+    if not together:
+        return Alone(control)
+    from retinue.node.host.together import Together  # asyncio only where it is needed
+
+    return Together(control)
 
 
 if __name__ == "__main__":

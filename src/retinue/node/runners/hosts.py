@@ -20,6 +20,7 @@ from retinue.clock import Clock
 from retinue.errors import ConfigInvalid
 from retinue.node import guardian
 from retinue.node.runners import wire
+from retinue.node.runners.process import HeadAndTail
 from retinue.node.runners.runner import AttemptIO
 
 log = logging.getLogger(__name__)
@@ -60,13 +61,14 @@ Outcome = wire.Returned | wire.Raised | Lost
 class HostCall:
     """One call under way."""
 
-    def __init__(self, number: int, io: AttemptIO, taken: "Callable[[HostCall, int], None]") -> None:
+    def __init__(self, number: int, io: AttemptIO, limit: int, taken: "Callable[[HostCall, int], None]") -> None:
         self.number = number
         self.io = io
         self.waiting = 0  # bytes
         self.ended: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         self._taken = taken
         self._output: deque[tuple[str, bytes]] = deque()
+        self._window = HeadAndTail(limit)
         self._pump: asyncio.Task[None] | None = None
 
     def wrote(self, stream: str, data: bytes) -> None:
@@ -77,9 +79,11 @@ class HostCall:
             self._pump = asyncio.create_task(self._hand_on())
 
     async def handed_on(self) -> None:
-        """Return when all output is handed on."""
+        """It has ended: return when all output within its limit is handed on."""
         while self._pump is not None:
             await self._pump
+        for stream, data in self._window.rest():
+            await self.io.output(stream, data)
 
     def drop(self) -> None:
         """Hand on no more."""
@@ -96,7 +100,8 @@ class HostCall:
         try:
             while self._output:
                 stream, data = self._output.popleft()
-                await self.io.output(stream, data)
+                if passing := self._window.take(stream, data):
+                    await self.io.output(stream, passing)
                 self.waiting -= len(data)
                 self._taken(self, len(data))
         except Exception as problem:  # noqa: BLE001 - whatever the link raises ends the call, which raises it
@@ -119,6 +124,8 @@ class Host:
         self._reason: str | None = None
         self._tail = b""
         self._logged = 0
+        self._pauses: set[asyncio.Task[None]] = set()
+        self._paused = False
         self._unanswered = 0
         self._heard_at = clock.monotonic()
         self.alive = True
@@ -147,18 +154,17 @@ class Host:
             raise
         return host
 
-    def call(self, assignment: Assignment, io: AttemptIO) -> HostCall:
+    def call(self, assignment: Assignment, env: Mapping[str, str], io: AttemptIO) -> HostCall:
         """Begin a call. `end` has to follow."""
         if not self._together:
             self._drain()  # what was written before is not this call's
-        call = HostCall(next(_numbers), io, self._taken)
-        self._calls[call.number] = call
+            self._resume()
         spec, hold = assignment.spec, assignment.hold
+        call = HostCall(next(_numbers), io, spec.output_limit_bytes, self._taken)
+        self._calls[call.number] = call
         arguments = msgspec.json.encode(spec.arguments)
-        function = spec.function or ""
-        self._channel.send(
-            wire.Call(call.number, function, arguments, hold.task, assignment.attempt, hold.fence, spec.env)
-        )
+        said = wire.Call(call.number, spec.function or "", arguments, hold.task, assignment.attempt, hold.fence, env)
+        self._channel.send(said)
         if not self.alive:
             self._lose(call)
         return call
@@ -184,6 +190,11 @@ class Host:
         self._reason = self._reason or reason
         await self._loop.run_in_executor(None, _leave_nothing, self.pid, self._mark)
         await asyncio.shield(self._exit)
+
+    @property
+    def gone(self) -> bool:
+        """Whether nothing of it is left."""
+        return self._exit.done()
 
     def state(self) -> HostState:
         """How it is."""
@@ -225,13 +236,15 @@ class Host:
             os.set_blocking(descriptor, False)
             self._listen(stream, descriptor)
         self._exit = self._loop.create_task(self._until_exit(process))
-        self._watch = self._loop.create_task(self._watched())
+        self._watch = self._loop.create_task(self._watched()) if self._together else None
 
     async def _until_exit(self, process: asyncio.subprocess.Process) -> None:
         code = await process.wait()
         self.alive = False
-        self._watch.cancel()
-        await self._loop.run_in_executor(None, _leave_nothing, self.pid, self._mark)
+        for task in (self._watch, *self._pauses):
+            if task is not None:
+                task.cancel()
+        await self._loop.run_in_executor(None, _leave_nothing, self.pid, self._mark, True)
         self._channel.drain()
         self._channel.close()
         self._drain()
@@ -244,17 +257,17 @@ class Host:
             self._lose(call)
 
     async def _watched(self) -> None:
-        """While it has async calls, ask each second whether its loop turns."""
+        """While it has calls, ask each second whether its loop turns."""
         while True:
             await self._clock.sleep(PING_SECONDS)
-            if not self._together or not self._calls:
+            if not self._calls:
                 self._unanswered = 0
             elif self._unanswered < MOST_UNANSWERED:
                 self._unanswered += 1
                 self._channel.send(wire.Ping())
             else:
                 self.alive = False
-                os.kill(self.pid, signal.SIGUSR2)  # it writes to stderr where it is stuck
+                self._signal(signal.SIGUSR2)  # it writes to stderr where it is stuck
                 await self._clock.sleep(0.2)
                 self._exit_soon("A function kept the event loop of its host process busy for more than 5 s; use `def`.")
                 return
@@ -263,8 +276,11 @@ class Host:
         """Kill it from a callback; `_exit` ends soon."""
         self.alive = False
         self._reason = self._reason or reason
+        self._signal(signal.SIGKILL)
+
+    def _signal(self, number: int) -> None:
         try:
-            os.killpg(self.pid, signal.SIGKILL)
+            os.kill(self.pid, number)
         except ProcessLookupError:
             pass
 
@@ -321,14 +337,19 @@ class Host:
         if self._together:
             if call.number in self._calls:
                 self._channel.send(wire.Taken(call.number, size))
-        elif call.waiting <= MOST_WAITING and self.alive:
-            for stream, descriptor in self._pipes.items():
-                self._listen(stream, descriptor)
+        elif call.waiting <= MOST_WAITING:
+            self._resume()
 
     # ------------------------------------------------------------------ its raw output
 
     def _listen(self, stream: str, descriptor: int) -> None:
         self._loop.add_reader(descriptor, self._readable, stream)
+
+    def _resume(self) -> None:
+        if self._paused:
+            self._paused = False
+            for stream, descriptor in self._pipes.items():
+                self._listen(stream, descriptor)
 
     def _readable(self, stream: str) -> bool:
         """Read once; whether there may be more."""
@@ -341,11 +362,14 @@ class Host:
             return False
         if not data:
             self._loop.remove_reader(descriptor)
+            os.close(descriptor)
+            del self._pipes[stream]
             return False
         call = None if self._together else next(iter(self._calls.values()), None)
         if call is not None:
             call.wrote(stream, data)
             if call.waiting > MOST_WAITING:
+                self._paused = True
                 for one in self._pipes.values():
                     self._loop.remove_reader(one)
         else:
@@ -361,8 +385,9 @@ class Host:
             log.info("host process %d wrote to %s: %s%s", self.pid, stream, data.decode(errors="replace"), more)
         elif self.alive:
             self._loop.remove_reader(descriptor)
-            self._pauses = [task for task in getattr(self, "_pauses", []) if not task.done()]
-            self._pauses.append(self._loop.create_task(self._listen_later(stream, descriptor)))
+            pause = self._loop.create_task(self._listen_later(stream, descriptor))
+            self._pauses.add(pause)
+            pause.add_done_callback(self._pauses.discard)
 
     async def _listen_later(self, stream: str, descriptor: int) -> None:
         await self._clock.sleep(0.05)
@@ -371,7 +396,7 @@ class Host:
 
     def _drain(self) -> None:
         """Take what stands in the pipes: at most what fits into them, as others may go on writing."""
-        for stream in self._pipes:
+        for stream in list(self._pipes):
             for _ in range(16):
                 if not self._readable(stream):
                     break
@@ -401,17 +426,26 @@ async def finish(work: Any) -> None:
     task.result()
 
 
-def _leave_nothing(pid: int, mark: str) -> None:
+def _leave_nothing(pid: int, mark: str, exited: bool = False) -> None:
     """Kill the process, its group and session, its descendants, and whatever carries its mark."""
-    _, left = guardian.end(partial(_family, pid, f"{MARK}={mark}"))
+    killed, left = guardian.end(partial(_family, pid, f"{MARK}={mark}"))
     if left:
         log.warning("processes of host process %d could not be ended: %s", pid, sorted(left))
+    if exited:  # a node that adopts orphans has to reap them: the host's group, and what had left it
+        for one in (-pid, *killed):
+            try:
+                while os.waitpid(one, os.WNOHANG)[0]:
+                    pass
+            except ChildProcessError:
+                pass
 
 
 def _family(pid: int, marker: str) -> set[int]:
     table = guardian.processes()
-    near = {one for one, (_, group, session) in table.items() if pid in (one, group, session)}
-    return guardian.grown(table, near | guardian.marked(marker, table))
+    found = guardian.marked(marker, table)
+    if pid not in table or pid in found:  # otherwise the number is a stranger's by now
+        found |= {one for one, (_, group, session) in table.items() if pid in (group, session)}
+    return guardian.grown(table, found)
 
 
 def _how(code: int) -> str:
