@@ -73,6 +73,7 @@ class PostgresServer:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self._data = directory / "data"
+        self._used: list[str] = []
 
     @classmethod
     def create(cls, directory: Path) -> "PostgresServer":
@@ -135,15 +136,19 @@ class PostgresServer:
 
     @contextmanager
     def database(self) -> Iterator[str]:
-        """The address of a new, empty database, dropped afterwards."""
+        """The address of a new, empty database, dropped when the next one is asked for."""
         name = f"t{uuid.uuid4().hex}"
         with psycopg.connect(self.url(), autocommit=True) as connection:
             connection.execute(SQL("CREATE DATABASE {}").format(Identifier(name)))
+            while self._used:  # not at once: the server waits a tenth of a second for connections that are ending
+                connection.execute(SQL("DROP DATABASE {} WITH (FORCE)").format(Identifier(self._used.pop())))
+        try:
             yield self.url(name)
-            connection.execute(SQL("DROP DATABASE {} WITH (FORCE)").format(Identifier(name)))
+        finally:
+            self._used.append(name)
 
     def _run(self, program: str, *arguments: str) -> None:
-        command = [self.directory / "programs" / program, "-D", self._data, *arguments]
+        command: list[str | Path] = [self.directory / "programs" / program, "-D", self._data, *arguments]
         done = subprocess.run(
             command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, **_unprivileged()
         )
