@@ -18,7 +18,8 @@ from retinue.coordinator.loops.pruner import BETWEEN, Pruner
 from retinue.coordinator.loops.reaper import Reaper
 from retinue.coordinator.loops.timers import Timers
 from retinue.coordinator.stdin import StdinHub
-from retinue.errors import StoreBroken
+from retinue.errors import StoreBehind, StoreBroken, Unavailable
+from retinue.events.store import highest
 from retinue.events.service import EventService
 from retinue.ids import Ids
 from retinue.nodes.model import HEARTBEAT, Offer
@@ -64,6 +65,8 @@ class Settings:
     alone: bool = True  # no other coordinator can be using this store, so sessions and nodes of earlier boots are gone
     timing: Timing = field(default_factory=Timing)
     retention: Retention = field(default_factory=Retention)
+    remembered: tuple[int, int] = (0, 0)  # the highest (epoch, position) of this store seen before
+    remember: Callable[[int, int], None] = lambda epoch, position: None  # kept outside the store
 
 
 class Coordinator:
@@ -76,6 +79,7 @@ class Coordinator:
         self.boot = self.ids.new("boot")
         self.team = ""  # the id of the default team, known after `start`
         self.broken: StoreBroken | None = None
+        self._remembered = settings.remembered
         self._unsubscribe: list[Callable[[], None]] = []
         self._background: set[asyncio.Task[Any]] = set()
         timing = settings.timing
@@ -109,6 +113,7 @@ class Coordinator:
             self.timers,
             Loop("pruner", ports.clock, BETWEEN, self.pruner.turn),
             Loop("dispatcher", ports.clock, timing.sweep, self.dispatcher.sweep),
+            Loop("memory", ports.clock, 5.0, self._remember),
             Loop("logs", ports.clock, timing.log_flush, self.logs.settle_all),
         ]
 
@@ -122,6 +127,7 @@ class Coordinator:
             self.ports.bus.subscribe("ready.*", lambda topic, payload: self._hinted(topic)),
             self.ports.bus.subscribe("timers", lambda topic, payload: self.timers.wake()),
         ]
+        await self._check_not_restored()
         self.team = await self.ports.engine.write(
             lambda transaction: teams.ensure(transaction, self.settings.team, self.ids.new("tea"))
         )
@@ -138,6 +144,10 @@ class Coordinator:
         for session in list(self.dispatcher.sessions):
             session.link.close()
         await self.logs.settle_all()
+        try:
+            await self._remember()
+        except Unavailable:
+            pass  # what was seen before still holds
         self.database.close()
         current = asyncio.current_task()
         writers = [task for task in self._background if task.get_name().startswith("writer")]
@@ -147,6 +157,23 @@ class Coordinator:
             task.cancel()
         await asyncio.gather(*rest, return_exceptions=True)
         await self.ports.engine.close()
+
+    async def _check_not_restored(self) -> None:
+        """A store behind what was seen of it was put back: its old claims must not be trusted again.
+
+        Raises:
+            StoreBehind: it is; nothing was changed.
+        """
+        epoch, position = await self.database.read(lambda connection: (connection.epoch, highest(connection)))
+        if (epoch, position) < self.settings.remembered:
+            raise StoreBehind(found=[epoch, position], remembered=list(self.settings.remembered))
+
+    async def _remember(self) -> None:
+        """Note outside the store how far it has come."""
+        seen = await self.database.read(lambda connection: (connection.epoch, highest(connection)))
+        if seen != self._remembered:
+            self.settings.remember(*seen)
+            self._remembered = seen
 
     def spawn(self, work: Coroutine[Any, Any, Any], name: str | None = None) -> asyncio.Task[Any]:
         """Run something in the background for as long as this coordinator lives; a failure is logged."""

@@ -35,7 +35,13 @@ async def follow(events: EventService, request: Request) -> AsyncIterator[Event]
         yield event
 
 
+async def last(events: EventService, request: Request) -> Answer:
+    """GET /events/last: the position of the newest event."""
+    return Answer({"position": await events.last(request.caller.team)})
+
+
 ROUTES: Final[tuple[Route[EventService], ...]] = (
     Route("GET", "/events", page),
+    Route("GET", "/events/last", last),
     Route("GET", "/events/stream", stream=follow),
 )

@@ -567,8 +567,9 @@ class _Guardian:
             log.error("the guardian ended %s times; this node goes on without", self._starts)
             return
         log.warning("the guardian of this node was ended; another one is started")
-        self._unsent = bytearray("".join(f"+{group} {attempt}\n" for group, attempt in self._groups.items()).encode())
+        self._unsent.clear()
         self._begin()
+        self._tell("".join(f"+{group} {attempt}\n" for group, attempt in self._groups.items()))
 
 
 def _wake(waiter: asyncio.Future[None]) -> None:

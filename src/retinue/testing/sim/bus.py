@@ -52,7 +52,7 @@ class BusServer:
         wipes, subscription, topic, payload = hint
         owner = subscription.owner
         if wipes == self.wipes and subscription in self.subscriptions and self.net.passable(BUS, owner.host.name):
-            owner.context.run(subscription.handler, topic, payload)
+            owner.run(subscription.handler, topic, payload)
 
 
 class SimBus:

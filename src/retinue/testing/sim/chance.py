@@ -7,11 +7,12 @@ from random import Random  # noqa: TID251 - this is where the seeded ones are ma
 
 def fork(seed: int, label: str) -> Random:
     """The generator of one purpose: a draw added for another purpose does not move this one's."""
-    return Random(int.from_bytes(blake2b(f"{seed}/{label}".encode(), digest_size=8).digest()))
+    digest = blake2b(f"{seed}/{label}".encode(), digest_size=8).digest()
+    return Random(int.from_bytes(digest))  # noqa: S311 - the point is to have the same again
 
 
 class Chance:
-    """All chance of one run. `off` names fault kinds that do not happen, `mask` single faults, such as `frame-lost#17`."""
+    """All chance of one run. `off` names fault kinds that do not happen, `mask` single ones such as `frame-lost#17`."""
 
     def __init__(
         self, seed: int, *, off: frozenset[str] = frozenset(), mask: frozenset[str] = frozenset(), calm: bool = False

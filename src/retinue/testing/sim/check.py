@@ -5,6 +5,7 @@ Each is registered under its invariant's number (INVARIANTS section 3) and answe
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, Final
 
 import msgspec
@@ -211,7 +212,8 @@ def orphans_come_back(evidence: Evidence) -> Iterator[str]:
         if entry.kind == "orphaned-late":
             yield f"task {entry.what['task']} was orphaned {entry.what['late']:.1f} s after its lease ended"
         elif entry.kind == "orphaned-without-grace":
-            yield f"task {entry.what['task']} was orphaned while the reaper had been awake for {entry.what['awake']:.1f} s"
+            awake = entry.what["awake"]
+            yield f"task {entry.what['task']} was orphaned when the reaper had been awake for {awake:.1f} s"
 
 
 @invariant("I-08")
@@ -222,9 +224,7 @@ def poison_is_bounded(evidence: Evidence) -> Iterator[str]:
         attempts.setdefault(row["task"], []).append(row)
     for task in evidence.tasks:
         rows = attempts.get(task["id"], [])
-        retries = sum(
-            1 for fact in evidence.facts(task["id"]) if fact.type == "task.retried" and fact.fence is None
-        )
+        retries = sum(1 for fact in evidence.facts(task["id"]) if fact.type == "task.retried" and fact.fence is None)
         most = int(msgspec.json.decode(task["spec"]).get("max_attempts", 1)) * (1 + retries)
         failed = sum(1 for row in rows if row["status"] == "failed" and row["started_at"] is not None)
         lost = sum(1 for row in rows if row["status"] == "orphaned" and row["started_at"] is not None)
@@ -277,7 +277,7 @@ def _status_after(fact: Fact, before: str) -> str:
 def the_feed_has_no_holes(evidence: Evidence) -> Iterator[str]:
     """Positions rise by one."""
     for team, facts in evidence.events.items():
-        for before, fact in zip(facts, facts[1:], strict=False):
+        for before, fact in pairwise(facts):
             if fact.position != before.position + 1:
                 yield f"team {team}: position {fact.position} follows {before.position}"
     for team, broken in evidence.notes.get("broken_links", {}).items():
@@ -291,7 +291,7 @@ def counts_are_exact(evidence: Evidence) -> Iterator[str]:
     counted: dict[tuple[str, str], int] = {}
     held = {row["id"]: row["status"] for row in evidence.running}
     for row in evidence.tasks:
-        key = (row["team"], held.get(row["id"], row["status"]))
+        key = (str(row["team"]), str(held.get(row["id"], row["status"])))
         counted[key] = counted.get(key, 0) + 1
     said = {(row["team"], row["status"]): row["tasks"] for row in evidence.counts if row["tasks"]}
     if said != counted:
@@ -315,4 +315,3 @@ def programs_end_with_their_node(evidence: Evidence) -> Iterator[str]:
 
 def _held(evidence: Evidence, task: str) -> str:
     return next((f"held by {row['node']}" for row in evidence.running if row["id"] == task), "")
-

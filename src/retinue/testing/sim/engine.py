@@ -1,4 +1,4 @@
-"""The store of a simulated fleet: the real SQL, in memory, behind an engine that is slow, refuses, forgets and crashes."""
+"""The store of a simulated fleet: the real SQL in memory, behind an engine that is slow, refuses, forgets, crashes."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -38,7 +38,7 @@ def template() -> InlineSqlite:
     return InlineSqlite(SystemClock())
 
 
-class _PowerCut(Exception):
+class _PowerCut(Exception):  # noqa: N818 - it says what happened
     """The machine dies between the work and its commit."""
 
 
@@ -97,8 +97,7 @@ class SimEngine:
 
     async def _reach(self) -> None:
         database, own = self._database, self._own
-        for _ in range(int(database.slowness)):
-            await own.call()
+        await own.call(database.slowness)
         if database.slow():
             await own.clock.sleep(0.2 + 3.0 * database.after())
         if not own.alive:

@@ -230,7 +230,7 @@ class Faults:
         self._until(fault, over)
 
     def heal(self) -> None:
-        """End every fault: all is up, connected, on time and at its normal speed; only a machine that is gone stays away."""
+        """End every fault: all is up, connected, and at its normal speed; only a machine that is gone stays away."""
         world = self._world
         world.chance.calm = True
         world.net.heal()

@@ -10,7 +10,7 @@ import msgspec
 
 
 class Entry(msgspec.Struct, frozen=True, array_like=True):
-    """One line: when, what kind (`invoke ok fail unknown program …`), who, which process or operation, and the details."""
+    """One line: when, what kind (`invoke ok fail unknown program …`), who, which process or operation, what."""
 
     at: float
     kind: str
@@ -55,7 +55,7 @@ class History:
 
     @contextmanager
     def operation(self, who: str, verb: str, **what: Any) -> Iterator[Operation]:
-        """One question of a client. Left without a word it is `unknown`; a timeout is, so let it raise through or end it."""
+        """One question of a client. Left without a word it is `unknown`, as a timeout is."""
         self._operations += 1
         operation = Operation(self._operations, who, verb)
         self.note("invoke", who, operation.number, verb=verb, **what)

@@ -13,6 +13,7 @@ from retinue.testing.sim.chance import Chance, Dice
 from retinue.testing.sim.loop import OWNER, Gate, SimLoop
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 START: Final = datetime(2026, 11, 21, tzinfo=UTC)
 PORT_DELAY: Final = 0.005  # seconds: what a call of a port takes at most, when nothing is slow
@@ -42,7 +43,7 @@ class Machine:
 
 
 class Incarnation(Gate):
-    """One process on a host, from its start to its death. Every port of a dead one ignores effects and never resolves."""
+    """One process on a host, from start to death. Every port of a dead one ignores effects and never resolves."""
 
     __slots__ = ("_delay", "_pauses", "_slow", "_tasks", "alive", "clock", "context", "ends", "host", "loop", "number")
 
@@ -66,7 +67,11 @@ class Incarnation(Gate):
 
     def start(self, coroutine: Coroutine[Any, Any, T]) -> "asyncio.Task[T]":
         """Run a coroutine as this process."""
-        return self.context.run(self.loop.create_task, coroutine)
+        return self.run(self.loop.create_task, coroutine)
+
+    def run(self, call: Callable[..., R], *arguments: Any) -> R:
+        """Call something as this process: the tasks it makes are this process's."""
+        return self.context.copy().run(call, *arguments)
 
     def adopt(self, task: "asyncio.Task[Any]") -> None:
         """A task of this process was made; it ends with it."""
@@ -78,11 +83,11 @@ class Incarnation(Gate):
         """Let go of tasks that are done."""
         self._tasks[:] = [task for task in self._tasks if not task.done()]
 
-    def call(self) -> "asyncio.Future[None]":
+    def call(self, slowness: float = 1.0) -> "asyncio.Future[None]":
         """What every port awaits first: it takes a moment, sometimes seconds, and for ever in a dead process."""
         future = self.loop.create_future()
         if self.alive:
-            delay = self._delay() * PORT_DELAY
+            delay = self._delay() * PORT_DELAY * slowness
             if self._slow():
                 delay += self._delay() * SLOWEST
             self.loop.after(delay, self, resolve, future)
@@ -195,7 +200,12 @@ class _Timeout:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         task, self._task = self._task, None
-        if self._expired and task is not None and task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
+        if (
+            self._expired
+            and task is not None
+            and task.uncancel() <= self._cancelling
+            and kind is asyncio.CancelledError
+        ):
             raise TimeoutError from error
 
 
@@ -227,15 +237,14 @@ class Host:
         """Whether a process runs here, be it paused."""
         return self.incarnation is not None and self.incarnation.alive
 
-    def start(self) -> Incarnation:
-        """Start the program, unless it runs or the machine is gone for good; the incarnation that is up."""
-        if self.incarnation is not None and (self.incarnation.alive or self.gone):
-            return self.incarnation
+    def start(self, _: object = None) -> None:
+        """Start the program, unless it runs or the machine is gone for good."""
+        if self.up or self.gone:
+            return
         self.incarnations += 1
         incarnation = self.incarnation = Incarnation(self, self.incarnations)
         task = incarnation.start(self._program(incarnation))
         task.add_done_callback(lambda task: self._exited(incarnation, task))
-        return incarnation
 
     def _exited(self, incarnation: Incarnation, task: "asyncio.Task[None]") -> None:
         error = None if task.cancelled() else task.exception()
@@ -245,13 +254,13 @@ class Host:
         self._on_exit(incarnation, error)
 
     def crash(self, *, power_cut: bool) -> None:
-        """End the process: with the power (nobody is told) or by kill −9 (the system closes what it had open)."""
+        """End the process: with the power (nobody is told) or by `kill -9` (the system closes what it had open)."""
         if self.incarnation is not None:
             self.incarnation.die(power_cut=power_cut)
 
     def rng(self, purpose: str) -> Random:
         """A generator of chance for a port of the program, another one for each incarnation."""
-        return Random(f"{self.random.random()}/{purpose}")  # a text seeds the same in every process
+        return Random(f"{self.random.random()}/{purpose}")  # noqa: S311 - a text seeds the same in every process
 
 
 async def port(incarnation: Incarnation, effect: Callable[[], Awaitable[T]]) -> T:

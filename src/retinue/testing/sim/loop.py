@@ -11,11 +11,11 @@ from typing import Any, Final, NoReturn
 STEPS: Final = 200_000
 
 
-class Deadlock(Exception):
+class Deadlock(Exception):  # noqa: N818 - errors say what happened
     """Nothing will ever happen again: everybody waits, and no timer is left."""
 
 
-class Runaway(Exception):
+class Runaway(Exception):  # noqa: N818 - errors say what happened
     """The fleet took more steps than any honest run needs: something spins."""
 
 
@@ -24,7 +24,7 @@ class EscapedSimulation(BaseException):
 
 
 class Gate:
-    """What a due call belongs to. An open gate lets it run now, a closed one holds it; without a `held` list it is lost."""
+    """What a due call belongs to. An open gate lets it run, a closed one holds it; without a `held` list it is lost."""
 
     __slots__ = ("held", "open")
 
@@ -74,7 +74,7 @@ class SimLoop(asyncio.BaseEventLoop):
         return self._now
 
     def at(self, when: float, gate: Gate, call: Callable[[Any], None], argument: Any = None) -> None:
-        """Call once at `when`, unless the gate is closed then. A tenth of the price of `call_at`; cannot be cancelled."""
+        """Call once at `when`, unless the gate is closed then. Much cheaper than `call_at`; not to be cancelled."""
         self._number += 1
         heappush(self._due, (when, self._number, gate, call, argument))
 
@@ -120,6 +120,9 @@ class SimLoop(asyncio.BaseEventLoop):
             ready.extend(order)
         return ()
 
+    def __del__(self) -> None:
+        """Nothing of the machine is held, so nothing has to be closed."""
+
     def _process_events(self, events: Iterable[Any]) -> None:
         """There are none."""
 
@@ -135,7 +138,15 @@ def _escaped(name: str) -> Callable[..., NoReturn]:
 
 
 OUTSIDE: Final = (
-    *("run_in_executor", "call_soon_threadsafe", "getaddrinfo", "getnameinfo", "subprocess_exec", "subprocess_shell", "sendfile"),
+    *(
+        "run_in_executor",
+        "call_soon_threadsafe",
+        "getaddrinfo",
+        "getnameinfo",
+        "subprocess_exec",
+        "subprocess_shell",
+        "sendfile",
+    ),
     *("create_connection", "create_server", "create_unix_connection", "create_unix_server", "create_datagram_endpoint"),
     *("add_reader", "remove_reader", "add_writer", "remove_writer", "add_signal_handler", "remove_signal_handler"),
     *("connect_read_pipe", "connect_write_pipe", "start_tls", "connect_accepted_socket"),
@@ -161,7 +172,8 @@ def _note(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
     source = context.get("task") or context.get("future")
     if error is None or not getattr(source, "owner", WORLD).alive:
         return  # without an exception it is a task dropped with its machine
-    loop.failures.append(f"{context['message']}: {error!r} in {_place(source, error)}")  # type: ignore[attr-defined]
+    text = f"{context['message']}: {error!r} in {_place(source, error)}"
+    loop.failures.append(text)  # type: ignore[attr-defined]  # it is a SimLoop
 
 
 def _place(source: Any, error: BaseException) -> str:

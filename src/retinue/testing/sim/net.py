@@ -1,4 +1,4 @@
-"""Simulated links between machines: late, blocked, clogged, cut; each frame arrives in order and once, or the link closes."""
+"""Simulated links between machines: late, blocked, cut; each frame arrives in order and once, or the link closes."""
 
 import asyncio
 from collections import deque
@@ -9,7 +9,7 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
-from retinue.client.frames import FRAMES, Frame
+from retinue.client.frames import Frame
 from retinue.errors import LinkClosed, RetinueError
 from retinue.testing.sim.chance import Chance
 from retinue.testing.sim.host import Host, Incarnation, resolve
@@ -99,7 +99,7 @@ class Net:
             pipe.flush()
 
     def serve(self, incarnation: Incarnation, port: str, server: Any) -> None:
-        """Offer something on a port of its machine as long as the process lives: a callable for links, an object to ask."""
+        """Offer something on a port as long as the process lives: a callable that takes links, or an object to ask."""
         self._served[incarnation.host.name, port] = (incarnation, server)
 
     def _server(self, machine: str, port: str) -> tuple[Incarnation, Any]:
@@ -121,7 +121,7 @@ class Net:
         near.peer, far.peer = far, near
         near.pipe, far.pipe = Pipe(self, near, far), Pipe(self, far, near)
         self._pipes += (near.pipe, far.pipe)
-        self.loop.after(0.0, target, lambda _: target.context.run(accept, far))
+        self.loop.after(0.0, target, lambda _: target.run(accept, far))
         for end in (near, far):
             end.watch()
         return near
@@ -158,19 +158,19 @@ class Net:
             LinkClosed: refused, so nothing happened.
             TimeoutError: the question or the answer was lost, so nobody knows what happened.
         """
-        answer: asyncio.Future[T] = self.loop.create_future()
-        self.loop.after(timeout, source, _expire, answer)
+        began = self.loop.time()
         await self.pause(source, self.delay())
         name = source.host.name
+        answer: asyncio.Future[T] = self.loop.create_future()
         if self.passable(name, machine) and not self.lost():
             target, server = self._server(machine, port)
-
 
             def serve(_: object) -> None:
                 target.start(self._answer(source, target, server, question, answer))
 
             for _ in range(2 if self.repeated() else 1):
                 self.loop.after(self.delay(), target, serve)
+        self.loop.at(began + timeout, source, _expire, answer)
         return await answer
 
     async def _answer(

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
 from pathlib import Path
 from signal import SIGKILL, SIGTERM
 

@@ -6,6 +6,7 @@ import logging
 import platform
 import signal
 import sys
+import warnings
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -107,7 +108,9 @@ def _quiet() -> Iterator[list[str]]:
     logger.propagate, logger.handlers = False, [handler]
     hook, sys.unraisablehook = sys.unraisablehook, lambda unraisable: None  # coroutines that died with their machine
     try:
-        yield logged
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "coroutine .* was never awaited")  # its machine died first
+            yield logged
     finally:
         logger.level, logger.propagate, logger.handlers = before
         logger.setLevel(before[0])
@@ -182,9 +185,7 @@ class Report:
         return 60 * self.seeds / self.busy if self.busy else 0.0
 
 
-def _chunk(
-    seeds: Sequence[int], settings: Settings, scenario: str, mutant: str | None
-) -> tuple[list[Outcome], float]:
+def _chunk(seeds: Sequence[int], settings: Settings, scenario: str, mutant: str | None) -> tuple[list[Outcome], float]:
     clock = SystemClock()
     began = clock.monotonic()
     return [run_seed(seed, settings, scenario, mutant) for seed in seeds], clock.monotonic() - began
@@ -232,11 +233,8 @@ def run_seeds(
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=_prepare) as pool:
         waiting: set[Future[tuple[list[Outcome], float]]] = set()
         while True:
-            while len(waiting) < jobs + 1 and not done():
-                chunk = next(chunks, None)
-                if chunk is None:
-                    break
-                waiting.add(pool.submit(_chunk, chunk, settings, scenario, mutant))
+            while len(waiting) < jobs + 1 and not done() and (following := next(chunks, None)):
+                waiting.add(pool.submit(_chunk, following, settings, scenario, mutant))
             if not waiting:
                 break
             ready, waiting = wait(waiting, return_when=FIRST_COMPLETED)

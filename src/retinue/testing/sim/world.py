@@ -74,7 +74,7 @@ class World:
         if host.up:
             self.history.note("crash", host.name, host.incarnations)
             host.crash(power_cut=power_cut)
-            self.loop.after(down, WORLD, lambda _: host.start())
+            self.loop.after(down, WORLD, host.start)
 
     def _crash_point(self, incarnation: Incarnation) -> None:
         self.kill(incarnation.host, 0.1 + 5.9 * self._downtime(), power_cut=self._downtime() < 0.5)
@@ -84,7 +84,7 @@ class World:
         self.history.note("exit", incarnation.host.name, incarnation.number, error=repr(error) if error else None)
         if error is not None:
             self.failures.append(f"{incarnation} ended: {error!r}")
-        self.loop.after(RESTART, WORLD, lambda _: incarnation.host.start())
+        self.loop.after(RESTART, WORLD, incarnation.host.start)
 
     def run(self, play: Coroutine[Any, Any, Any]) -> Any:
         """Let time pass until `play` is over."""

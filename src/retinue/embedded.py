@@ -1,0 +1,185 @@
+"""Everything in this process: a coordinator and a node on a data directory, with nothing to set up or to start."""
+
+import asyncio
+import os
+import platform
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from random import SystemRandom  # noqa: TID251 - the production end of the port
+
+from typing import Any, TypeVar
+
+import psutil
+from platformdirs import user_state_path
+
+from retinue.client.client import Fleet
+from retinue.client.link import Link
+from retinue.clock import SystemClock
+from retinue.coordinator.app import Coordinator
+from retinue.coordinator.datadir import DataDir
+from retinue.coordinator.door import LocalTransport
+from retinue.coordinator.interface import Interface
+from retinue.coordinator.opening import open_coordinator
+from retinue.errors import StoreBroken
+from retinue.node.daemon import Node, NodeSettings
+from retinue.node.runners.function import FunctionRunner
+from retinue.node.runners.process import ProcessRunner
+from retinue.node.runners.runner import NodeFacts, Runner
+from retinue.node.runners.system import SystemProcesses
+from retinue.nodes.resources import Resources
+from retinue.routes import Caller
+
+T = TypeVar("T")
+LOCAL = "local"  # the principal of whoever may use the data directory
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddedSettings:
+    """Where it keeps its data and what its node offers."""
+
+    data_dir: Path = field(default_factory=lambda: user_state_path("retinue"))
+    store_url: str | None = None  # None: SQLite in the data directory
+    node: str = field(default_factory=lambda: platform.node().split(".")[0] or "local")
+    workers: int = field(default_factory=lambda: os.cpu_count() or 1)
+    labels: dict[str, str] = field(default_factory=dict)
+    apps: Sequence[str] = ()
+
+
+class Embedded:
+    """A running coordinator and node. `stop` ends every attempt first and leaves nothing behind."""
+
+    def __init__(self, data_dir: DataDir, coordinator: Coordinator, settings: EmbeddedSettings) -> None:
+        self._data_dir = data_dir
+        self.coordinator = coordinator
+        clock, random = coordinator.ports.clock, coordinator.ports.random
+        folder = data_dir.node(settings.node)
+        boot = coordinator.ids.new("boot")
+        facts = NodeFacts(settings.node, folder / "work", dict(os.environ))
+        self.processes = SystemProcesses(boot)
+        runners: dict[str, Runner] = {"process": ProcessRunner(self.processes, clock, facts)}
+        self.functions = (
+            FunctionRunner(clock, facts, settings.apps, workers=settings.workers) if settings.apps else None
+        )
+        if self.functions is not None:
+            runners["function"] = self.functions
+        self._settings = settings
+        self._runners = runners
+        self._boot = boot
+        self.node: Node | None = None
+        self._running: asyncio.Task[None] | None = None
+
+    @classmethod
+    async def start(cls, settings: EmbeddedSettings) -> "Embedded":
+        """Open the data directory and serve.
+
+        Raises:
+            DataDirHeld: another process uses it. ConfigInvalid, StoreNewer, StoreBehind, StoreNotDurable, Unavailable.
+        """
+        data_dir = DataDir(settings.data_dir)
+        data_dir.hold()
+        try:
+            coordinator = open_coordinator(data_dir, settings.store_url, SystemClock(), SystemRandom())
+            embedded = cls(data_dir, coordinator, settings)
+            await coordinator.start()
+            await embedded._start_node()
+        except BaseException:
+            data_dir.release()
+            raise
+        return embedded
+
+    async def _start_node(self) -> None:
+        s, coordinator = self._settings, self.coordinator
+        functions = await self.functions.capabilities() if self.functions is not None else []
+        memory = psutil.virtual_memory().total // (1024 * 1024)
+        node = NodeSettings(
+            name=s.node,
+            workers=s.workers,
+            labels=s.labels,
+            capabilities=("local_filesystem", f"os:{platform.system().lower()}", *functions),
+            resources=Resources(cpu=float(os.cpu_count() or 1), memory_mb=memory),
+        )
+
+        async def dial() -> Link:
+            return coordinator.connect()
+
+        self.node = Node(node, self._boot, coordinator.ports.clock, coordinator.ports.random, dial, self._runners)
+        self._running = asyncio.get_running_loop().create_task(self.node.run(), name="node")
+        await self.node.connected.wait()
+
+    def transport(self) -> LocalTransport:
+        """How a client inside this process speaks to it."""
+        return LocalTransport(Interface(self.coordinator), Caller(self.coordinator.team, LOCAL))
+
+    async def stop(self) -> None:
+        """End every attempt and its processes, commit what waits, give the data directory back.
+
+        Raises:
+            StoreBroken: the disk had refused to make a commit durable.
+        """
+        if self.node is not None:
+            await self.node.stop()
+        if self._running is not None:
+            self._running.cancel()
+            await asyncio.gather(self._running, return_exceptions=True)
+        if self.functions is not None:
+            await self.functions.close()
+        await self.processes.close()
+        await self.coordinator.stop()
+        self._data_dir.release()
+        if self.coordinator.broken is not None:
+            raise StoreBroken(**self.coordinator.broken.details)
+
+
+class EmbeddedTransport:
+    """`Transport` to a coordinator that starts with the client and ends with it."""
+
+    def __init__(self, settings: EmbeddedSettings) -> None:
+        self._settings = settings
+        self._embedded: Embedded | None = None
+        self._inner: LocalTransport | None = None
+
+    async def open(self) -> None:
+        self._embedded = await Embedded.start(self._settings)
+        self._inner = self._embedded.transport()
+
+    async def call(
+        self,
+        method: str,
+        path: str,
+        kind: type[T],
+        *,
+        query: Mapping[str, str] | None = None,
+        body: Any = None,
+        key: str | None = None,
+    ) -> T:
+        return await self._opened().call(method, path, kind, query=query, body=body, key=key)
+
+    def stream(self, path: str, kind: type[T], *, query: Mapping[str, str] | None = None) -> AsyncIterator[T]:
+        return self._opened().stream(path, kind, query=query)
+
+    async def close(self) -> None:
+        if self._embedded is not None:
+            await self._embedded.stop()
+
+    def _opened(self) -> LocalTransport:
+        if self._inner is None:
+            raise RuntimeError("enter the fleet first: async with retinue.connect() as fleet: …")
+        return self._inner
+
+
+def connect(
+    *, data_dir: Path | str | None = None, apps: Sequence[str] | None = None, workers: int | None = None
+) -> Fleet:
+    """A fleet of this machine: a coordinator and a node inside this process, on a data directory.
+
+    `apps` are modules whose `@retinue.task` functions its node runs; None takes those registered in this process so far.
+    """
+    from retinue.agent.function import app_modules
+
+    settings = EmbeddedSettings(apps=app_modules() if apps is None else apps)
+    if data_dir is not None:
+        settings = replace(settings, data_dir=Path(data_dir))
+    if workers is not None:
+        settings = replace(settings, workers=workers)
+    return Fleet(EmbeddedTransport(settings))
