@@ -20,7 +20,6 @@ from typing import Any, Final, Literal, NoReturn
 import psutil
 import psycopg
 import pytest
-from psycopg.sql import SQL, Identifier
 
 MISSING: Final = "service missing: "
 DIRECTORY: Final = "RETINUE_TEST_SERVICES"  # where the session's servers live; the same for all xdist workers
@@ -135,13 +134,13 @@ class PostgresServer:
         return f"postgresql:///{database}?host={self.directory}&user=postgres"
 
     @contextmanager
-    def database(self) -> Iterator[str]:
+    def database(self, options: str = "") -> Iterator[str]:
         """The address of a new, empty database, dropped when the next one is asked for."""
         name = f"t{uuid.uuid4().hex}"
         with psycopg.connect(self.url(), autocommit=True) as connection:
-            connection.execute(SQL("CREATE DATABASE {}").format(Identifier(name)))
+            connection.execute(f'CREATE DATABASE "{name}" {options}')
             while self._used:  # not at once: the server waits a tenth of a second for connections that are ending
-                connection.execute(SQL("DROP DATABASE {} WITH (FORCE)").format(Identifier(self._used.pop())))
+                connection.execute(f'DROP DATABASE "{self._used.pop()}" WITH (FORCE)')
         try:
             yield self.url(name)
         finally:

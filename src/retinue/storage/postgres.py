@@ -47,7 +47,7 @@ FIRST_WAIT: Final = 0.05  # seconds without another try after a refused connecti
 LONGEST_WAIT: Final = 1.0
 
 AGAIN: Final = (errors.SerializationFailure, errors.DeadlockDetected, errors.LockNotAvailable)
-PASSING: Final = (errors.QueryCanceled, errors.InsufficientResources)
+PASSING: Final = ("53", "57014")  # SQLSTATE: out of some resource, a statement that took too long
 PROOF: Final = ("fsync", "full_page_writes", "synchronous_commit")
 
 
@@ -237,7 +237,7 @@ def _meaning(error: BaseException) -> BaseException:
         return StoreConflict(str(error))
     if isinstance(error, errors.DiskFull):
         return StoreFull()
-    if isinstance(error, PASSING):
+    if isinstance(error, psycopg.Error) and (error.sqlstate or "").startswith(PASSING):
         return Unavailable(f"PostgreSQL gave a statement up ({error.sqlstate}); try again in a moment.")
     return error
 
