@@ -10,10 +10,10 @@ PROFILES: Final = "P1 crashes, P2 network, P3 time, P4 disk, P5 all of them, cal
 
 
 def command(
-    seeds: Annotated[int | None, typer.Option(help="How many seeds to run; 1,000 unless --seed is given.", min=1)] = None,
-    seed: Annotated[
-        int | None, typer.Option(help="Replay this seed; with --seeds, begin with it.")
+    seeds: Annotated[
+        int | None, typer.Option(help="How many seeds to run; 1,000 unless --seed is given.", min=1)
     ] = None,
+    seed: Annotated[int | None, typer.Option(help="Replay this seed; with --seeds, begin with it.")] = None,
     profile: Annotated[str, typer.Option(help=f"Which faults: {PROFILES}.")] = "P5",
     jobs: Annotated[int, typer.Option(help="Processes that run at once.", min=1)] = 2,
     budget: Annotated[float, typer.Option(help="Start nothing new after this many real seconds.")] = 0.0,
@@ -67,7 +67,9 @@ def command(
                 err=True,
             )
 
-    report = run.run_seeds(first, count, settings, scenario=played, jobs=min(jobs, count), budget=budget or float("inf"), told=told)
+    report = run.run_seeds(
+        first, count, settings, scenario=played, jobs=min(jobs, count), budget=budget or float("inf"), told=told
+    )
     if as_json:
         _say(msgspec.json.encode(_document(report, settings)).decode())
     else:

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterable
-from contextvars import ContextVar
+from contextvars import Context, ContextVar
 from heapq import heappop, heappush
 from math import inf
 from random import Random  # noqa: TID251 - the type of the port
@@ -89,30 +89,37 @@ class SimLoop(asyncio.BaseEventLoop):
         future.owner = OWNER.get()  # type: ignore[attr-defined]
         return future
 
+    def call_soon(  # type: ignore[override]  # asyncio's is generic over the arguments
+        self, callback: Callable[..., object], *args: Any, context: Context | None = None
+    ) -> asyncio.Handle:
+        """As asyncio's, without the checks for threads and closed loops: it is called for every step of every task."""
+        handle = asyncio.Handle(callback, args, self, context)
+        self._ready.append(handle)
+        return handle
+
     def select(self, timeout: float | None) -> Iterable[Any]:
         """What asyncio asks of its selector: here time passes, and only here."""
-        ready = self._ready
+        ready, due, scheduled = self._ready, self._due, self._scheduled
         self.steps += 1 + len(ready)
-        if self.steps > self._most:
-            raise Runaway(f"more than {self._most} steps at {self._now:.3f} s")
-        due = self._due
-        if timeout != 0:
-            if timeout is None and not due:
-                raise Deadlock(f"nothing left to happen at {self._now:.3f} s")
-            when = due[0][0] if due else inf
-            if timeout is not None:
-                when = min(when, self._scheduled[0].when())
-            self._now = max(self._now, when)
-        now = self._now
-        while due and due[0][0] <= now:
-            _, _, gate, call, argument = heappop(due)
-            self.steps += 1
-            if gate.open:
-                call(argument)
-            elif gate.held is not None:
-                gate.held.append((call, argument))
+        if timeout is None and not due:
+            raise Deadlock(f"nothing left to happen at {self._now:.3f} s")
+        while True:
+            now = self._now
+            while due and due[0][0] <= now:
+                _, _, gate, call, argument = heappop(due)
+                self.steps += 1
+                if gate.open:
+                    call(argument)
+                elif gate.held is not None:
+                    gate.held.append((call, argument))
+                if self.steps > self._most:
+                    break
             if self.steps > self._most:
                 raise Runaway(f"more than {self._most} steps at {now:.3f} s")
+            # What became due may have been nothing to any task; then time passes at once.
+            if timeout == 0 or ready or (scheduled and scheduled[0].when() <= now) or not (due or scheduled):
+                break
+            self._now = min(due[0][0] if due else inf, scheduled[0].when() if scheduled else inf)
         if self._shuffle is not None and len(ready) > 1:
             order = list(ready)
             self._shuffle.shuffle(order)
