@@ -3,13 +3,13 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, Self, TypeVar, cast, overload
 
 import msgspec
 
 from retinue.client.session import Session
 from retinue.client.transport import Transport
-from retinue.errors import Invalid, TaskFailed
+from retinue.errors import Invalid, NotFound, TaskFailed
 from retinue.events.model import Event
 from retinue.nodes.model import Node
 from retinue.tasks.model import TERMINAL, Task, TaskSpec, TaskStatus
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T")
 MARK = "__retinue_task__"  # what `@retinue.task` leaves on a function
 LARGEST_BATCH = 1000
 LARGEST_LOOK = 200  # ids in one request
@@ -65,6 +66,7 @@ class Tasks:
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
         self._waiting: dict[str, asyncio.Future[Task]] = {}
+        self._look: asyncio.Queue[str] = asyncio.Queue()  # ids that may have ended
         self._watch: asyncio.Task[None] | None = None
 
     async def submit(self, spec: TaskSpec | None = None, *, key: str | None = None, **fields: Any) -> Task:
@@ -132,56 +134,50 @@ class Tasks:
         if waiting is None:
             waiting = self._waiting[task_id] = asyncio.get_running_loop().create_future()
             waiting.add_done_callback(lambda done: self._waiting.pop(task_id, None))
-            await self._watched(task_id, waiting)
+            self._look.put_nowait(task_id)
+            if self._watch is None or self._watch.done():
+                self._watch = asyncio.get_running_loop().create_task(self._notice(), name="waiting")
         return await asyncio.shield(waiting)
 
-    async def _watched(self, task_id: str, waiting: "asyncio.Future[Task]") -> None:
-        """Make sure its end will be noticed: one event stream serves all that is waited for."""
-        if self._watch is None or self._watch.done():
-            begun = asyncio.Event()
-            self._watch = asyncio.get_running_loop().create_task(self._notice(begun))
-            await begun.wait()
-        task = await self.get(task_id)
-        if task.status in TERMINAL and not waiting.done():
-            waiting.set_result(task)
-
-    async def _notice(self, begun: asyncio.Event) -> None:
-        """Follow the feed while anything is waited for, and look at what has ended, many in one request."""
-        ended: asyncio.Queue[str] = asyncio.Queue()
+    async def _notice(self) -> None:
+        """Follow the feed while anything is waited for, and look at what may have ended, many in one request."""
+        last = await self._transport.call("GET", "/events/last", dict)
 
         async def listen() -> None:
-            types = "task.completed,task.failed,task.cancelled"
-            first = await self._transport.call("GET", "/events/last", dict)
-            begun.set()
-            query = {"types": types, "after": str(first["position"])}
+            query = {"types": "task.completed,task.failed,task.cancelled", "after": str(last["position"])}
             async for event in self._transport.stream("/events/stream", Event, query=query):
                 if event.correlation_id in self._waiting:
-                    ended.put_nowait(event.correlation_id)
+                    self._look.put_nowait(event.correlation_id)
 
         listening = asyncio.get_running_loop().create_task(listen())
+        listening.add_done_callback(lambda done: self._look.put_nowait(""))  # wakes the loop below when it fails
         try:
-            while not listening.done() or not ended.empty():
-                arrived = asyncio.get_running_loop().create_task(ended.get())
-                await asyncio.wait({arrived, listening}, return_when=asyncio.FIRST_COMPLETED)
-                if not arrived.done():
-                    arrived.cancel()
-                    break
-                ids = [arrived.result()]
-                while not ended.empty() and len(ids) < LARGEST_LOOK:
-                    ids.append(ended.get_nowait())
-                page = await self._transport.call("GET", "/tasks", _Page, query={"ids": ",".join(ids)})
-                for task in page.tasks:
-                    waiting = self._waiting.get(task.id)
-                    if waiting is not None and task.status in TERMINAL and not waiting.done():
-                        waiting.set_result(task)
-            listening.result()
+            while True:
+                ids = {await self._look.get()}
+                while not self._look.empty() and len(ids) < LARGEST_LOOK:
+                    ids.add(self._look.get_nowait())
+                if listening.done():
+                    listening.result()
+                await self._settle(ids)
         except Exception as error:
             for waiting in list(self._waiting.values()):
                 if not waiting.done():
                     waiting.set_exception(error)
         finally:
-            begun.set()
             listening.cancel()
+
+    async def _settle(self, ids: set[str]) -> None:
+        """Answer those who wait for what has ended, or does not exist."""
+        page = await self._transport.call("GET", "/tasks", _Page, query={"ids": ",".join(sorted(ids))})
+        found = {task.id: task for task in page.tasks}
+        for task_id in ids:
+            waiting, task = self._waiting.get(task_id), found.get(task_id)
+            if waiting is None or waiting.done():
+                continue
+            if task is None:
+                waiting.set_exception(NotFound(id=task_id))
+            elif task.status in TERMINAL:
+                waiting.set_result(task)
 
     def log(self, task_id: str, *, follow: bool = False, attempt: str | None = None) -> AsyncIterator[LogPiece]:
         """Its output, attempt by attempt; with `follow`, as it comes, until the task has ended."""
@@ -266,9 +262,11 @@ class Fleet:
         """The pool, the tasks by status, and what is not as it should be."""
         return cast("dict[str, Any]", await self.transport.call("GET", "/status", dict))
 
-    async def run(
-        self, function: Callable[P, Awaitable[R]] | Callable[P, R], *arguments: P.args, **keywords: P.kwargs
-    ) -> R:
+    @overload
+    async def run(self, function: Callable[P, Awaitable[R]], *arguments: P.args, **keywords: P.kwargs) -> R: ...
+    @overload
+    async def run(self, function: Callable[P, R], *arguments: P.args, **keywords: P.kwargs) -> R: ...
+    async def run(self, function: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:
         """Run a registered function somewhere in the fleet and return its result.
 
         Raises:
@@ -278,9 +276,13 @@ class Fleet:
         session = await self.session()
         spec = TaskSpec(function=known.name, arguments=known.encode(arguments, keywords), session=session.id)
         task = await self.tasks.submit(spec)
-        return cast("R", _result(known, await self.tasks.wait(task.id)))
+        return _result(known, await self.tasks.wait(task.id))
 
-    async def map(self, function: Callable[[Any], Awaitable[R]] | Callable[[Any], R], items: Iterable[Any]) -> list[R]:
+    @overload
+    async def map(self, function: Callable[[T], Awaitable[R]], items: Iterable[T]) -> list[R]: ...
+    @overload
+    async def map(self, function: Callable[[T], R], items: Iterable[T]) -> list[R]: ...
+    async def map(self, function: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
         """The results for all items, in order, computed wherever there is room.
 
         Raises:
@@ -291,7 +293,7 @@ class Fleet:
         specs = [TaskSpec(function=known.name, arguments=known.encode([item]), session=session) for item in items]
         ids = await self.tasks.submit_many(specs)
         ended = await asyncio.gather(*(self.tasks.wait(task_id) for task_id in ids))
-        return [cast("R", _result(known, task)) for task in ended]
+        return [_result(known, task) for task in ended]
 
     async def session(self) -> Session:
         """This client's session, opened at first use: tasks that name it are cancelled when the client is gone."""

@@ -4,7 +4,7 @@ import asyncio
 import threading  # noqa: TID251 - this is the door between a script's thread and the loop
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
 from types import TracebackType
-from typing import Any, ParamSpec, Self, TypeVar, cast
+from typing import Any, ParamSpec, Self, TypeVar, overload
 
 from retinue.client.client import Fleet, LogPiece
 from retinue.events.model import Event
@@ -62,13 +62,21 @@ class SyncFleet:
         """As `Fleet.status`."""
         return self.wait(self.fleet.status())
 
-    def run(self, function: Callable[P, Awaitable[R]] | Callable[P, R], *arguments: P.args, **keywords: P.kwargs) -> R:
+    @overload
+    def run(self, function: Callable[P, Awaitable[R]], *arguments: P.args, **keywords: P.kwargs) -> R: ...
+    @overload
+    def run(self, function: Callable[P, R], *arguments: P.args, **keywords: P.kwargs) -> R: ...
+    def run(self, function: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:
         """As `Fleet.run`."""
-        return cast("R", self.wait(self.fleet.run(function, *arguments, **keywords)))
+        return self.wait(self.fleet.run(function, *arguments, **keywords))
 
-    def map(self, function: Callable[[Any], Awaitable[R]] | Callable[[Any], R], items: Iterable[Any]) -> list[R]:
+    @overload
+    def map(self, function: Callable[[T], Awaitable[R]], items: Iterable[T]) -> list[R]: ...
+    @overload
+    def map(self, function: Callable[[T], R], items: Iterable[T]) -> list[R]: ...
+    def map(self, function: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
         """As `Fleet.map`."""
-        return cast("list[R]", self.wait(self.fleet.map(function, items)))
+        return self.wait(self.fleet.map(function, items))
 
     def each(self, stream: Any) -> Iterator[Any]:
         """What an asynchronous stream yields, one by one."""
