@@ -35,6 +35,7 @@ WATCH: Final = """
 """
 SETTINGS: Final = """
 listen_addresses = ''
+dynamic_shared_memory_type = mmap  # in the data directory, so that it goes with it
 deadlock_timeout = 50ms
 max_connections = 150
 shared_buffers = 32MB
@@ -123,6 +124,9 @@ class PostgresServer:
             if time.monotonic() > deadline:
                 raise TimeoutError("the server's processes did not end")
             time.sleep(0.01)
+        # Where nobody collects dead processes the numbers in these still answer, and the next start would refuse.
+        for lock in (self._data / "postmaster.pid", self.directory / ".s.PGSQL.5432.lock"):
+            lock.unlink(missing_ok=True)
 
     def remove(self) -> None:
         """Stop it if it runs, and take its files away."""
