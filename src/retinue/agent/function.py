@@ -133,8 +133,8 @@ class Registered:
         Raises:
             Invalid: they do not fit the function.
         """
-        count = len(msgspec.json.decode(arguments, type=list[msgspec.Raw]))
         try:
+            count = len(msgspec.json.decode(arguments, type=list[msgspec.Raw]))
             values: tuple[Any, ...] = self._arguments(count).decode(arguments)
         except ValueError as problem:
             raise Invalid.field("arguments", f"{self.name}: {self._named(str(problem))}") from problem

@@ -54,8 +54,9 @@ class Alone:
             except (ValueError, OSError):
                 pass  # the function closed it
         with self._sending:
-            self._call, self._untold = 0, None
-        self._send(said)
+            self._tell_now()
+            self._call = 0
+            self._write(said)
         if isinstance(said, wire.Raised) and said.last:
             guard.end()
 
@@ -76,20 +77,22 @@ class Alone:
 
     def _tell(self, progress: Progress) -> None:
         with self._sending:
+            self._untold = progress
             now = time.monotonic()
-            if now - self._told_at < PROGRESS_SECONDS:
-                self._untold = progress
-                return
-            self._told_at, self._untold = now, None
-            self._write(wire.Told(self._call, progress))
+            if now - self._told_at >= PROGRESS_SECONDS:
+                self._told_at = now
+                self._tell_now()
+
+    def _tell_now(self) -> None:
+        if self._untold is not None and self._call:
+            self._write(wire.Told(self._call, self._untold))
+        self._untold = None
 
     def _beat(self) -> None:
         with self._sending:
             if self._call:
                 self._write(wire.Pong())
-                if self._untold is not None:
-                    self._write(wire.Told(self._call, self._untold))
-                    self._untold = None
+                self._tell_now()
 
     def _send(self, message: wire.Message) -> None:
         with self._sending:

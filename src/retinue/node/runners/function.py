@@ -67,7 +67,7 @@ class FunctionRunner:
 
     async def close(self) -> None:
         """End all host processes and the calls in them."""
-        hosts = list(self._hosts)
+        hosts = [host for host in self._hosts if not host.gone]
         await asyncio.gather(*(finish(host.kill("The node was stopped.")) for host in hosts))
 
     async def _call_in(self, host_for: Callable[[], Awaitable[Host]], assignment: Assignment, io: AttemptIO) -> Ending:

@@ -8,7 +8,7 @@ import signal
 import socket  # noqa: TID251 - this is the port
 import sys
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 
 START_SECONDS: Final = 60.0  # to import its apps
 STOP_SECONDS: Final = 5.0  # for an async call to end when it is cancelled
+HANG_UP_SECONDS: Final = 0.5  # for a host to end that has closed its connection
 PING_SECONDS: Final = 1.0
 MOST_UNANSWERED: Final = 5
 PIECE: Final = 64 * 1024
@@ -124,7 +125,7 @@ class Host:
         self._reason: str | None = None
         self._tail = b""
         self._logged = 0
-        self._pauses: set[asyncio.Task[None]] = set()
+        self._chores: set[asyncio.Task[None]] = set()
         self._paused = False
         self._unanswered = 0
         self._heard_at = clock.monotonic()
@@ -236,14 +237,14 @@ class Host:
             os.set_blocking(descriptor, False)
             self._listen(stream, descriptor)
         self._exit = self._loop.create_task(self._until_exit(process))
-        self._watch = self._loop.create_task(self._watched()) if self._together else None
+        if self._together:
+            self._chore(self._watched())
 
     async def _until_exit(self, process: asyncio.subprocess.Process) -> None:
         code = await process.wait()
         self.alive = False
-        for task in (self._watch, *self._pauses):
-            if task is not None:
-                task.cancel()
+        for task in list(self._chores):
+            task.cancel()
         await self._loop.run_in_executor(None, _leave_nothing, self.pid, self._mark, True)
         self._channel.drain()
         self._channel.close()
@@ -260,6 +261,8 @@ class Host:
         """While it has calls, ask each second whether its loop turns."""
         while True:
             await self._clock.sleep(PING_SECONDS)
+            if not self.alive:
+                return
             if not self._calls:
                 self._unanswered = 0
             elif self._unanswered < MOST_UNANSWERED:
@@ -286,7 +289,19 @@ class Host:
 
     def _control_ended(self, reason: str) -> None:
         if self.alive:
-            self._exit_soon(f"The host process was ended, as {reason or 'it had closed its connection'}.")
+            self.alive = False
+            self._chore(self._hang_up(reason))
+
+    async def _hang_up(self, reason: str) -> None:
+        if not reason:  # most likely it has ended, and how is about to be told
+            await self._clock.sleep(HANG_UP_SECONDS)
+        self._exit_soon(f"The host process was ended, as {reason or 'it had closed its connection'}.")
+
+    def _chore(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do it beside, for as long as the process lives."""
+        task = self._loop.create_task(work)
+        self._chores.add(task)
+        task.add_done_callback(self._chores.discard)
 
     # ------------------------------------------------------------------ what it says
 
@@ -385,9 +400,7 @@ class Host:
             log.info("host process %d wrote to %s: %s%s", self.pid, stream, data.decode(errors="replace"), more)
         elif self.alive:
             self._loop.remove_reader(descriptor)
-            pause = self._loop.create_task(self._listen_later(stream, descriptor))
-            self._pauses.add(pause)
-            pause.add_done_callback(self._pauses.discard)
+            self._chore(self._listen_later(stream, descriptor))
 
     async def _listen_later(self, stream: str, descriptor: int) -> None:
         await self._clock.sleep(0.05)
