@@ -169,7 +169,7 @@ class EmbeddedTransport:
 
 
 def connect(
-    *, data_dir: Path | str | None = None, apps: Sequence[str] | None = None, workers: int | None = None
+    *, data_dir: Path | str | None = None, store_url: str | None = None, apps: Sequence[str] | None = None, workers: int | None = None
 ) -> Fleet:
     """A fleet of this machine: a coordinator and a node inside this process, on a data directory.
 
@@ -180,6 +180,8 @@ def connect(
     settings = EmbeddedSettings(apps=app_modules() if apps is None else apps)
     if data_dir is not None:
         settings = replace(settings, data_dir=Path(data_dir))
+    if store_url is not None:
+        settings = replace(settings, store_url=store_url)
     if workers is not None:
         settings = replace(settings, workers=workers)
     return Fleet(EmbeddedTransport(settings))

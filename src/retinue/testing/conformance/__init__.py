@@ -2,9 +2,11 @@
 
 import pytest
 
-pytest.register_assert_rewrite(f"{__name__}.group", f"{__name__}.store")
+pytest.register_assert_rewrite(*(f"{__name__}.{suite}" for suite in ("bus", "group", "link", "store")))
 
-from retinue.testing.conformance.group import GroupCommitSuite  # noqa: E402 - after the line that makes asserts speak
+from retinue.testing.conformance.bus import BusSuite  # noqa: E402 - after the line that makes asserts speak
+from retinue.testing.conformance.group import GroupCommitSuite  # noqa: E402
+from retinue.testing.conformance.link import LinkSuite  # noqa: E402
 from retinue.testing.conformance.store import StoreSuite  # noqa: E402
 
-__all__ = ["GroupCommitSuite", "StoreSuite"]
+__all__ = ["BusSuite", "GroupCommitSuite", "LinkSuite", "StoreSuite"]
