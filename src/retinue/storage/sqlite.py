@@ -169,7 +169,7 @@ class Sqlite:
         path.chmod(0o600)
         self._writer = ThreadPoolExecutor(1, "retinue-writer")
         self._readers = ThreadPoolExecutor(readers, "retinue-reader")
-        self._clock = clock
+        self._idle: list[_Reader] = []  # kept open: opening one costs more than most looks
 
     async def write(self, work: Callable[[Transaction], T]) -> T:
         loop = asyncio.get_running_loop()
@@ -179,29 +179,51 @@ class Sqlite:
         return await asyncio.get_running_loop().run_in_executor(self._readers, self._read, work)
 
     def _read(self, work: Callable[[SqliteConnection], T]) -> T:
-        return _look(self._path, self._now, work)
+        try:
+            reader = self._idle.pop() if self._idle else _Reader(self._path, self._now)
+        except sqlite3.Error as error:
+            _raise(error)
+        try:
+            found = reader.look(work)
+        except BaseException as error:
+            reader.close()
+            if isinstance(error, sqlite3.Error):
+                _raise(error)
+            raise
+        self._idle.append(reader)
+        return found
 
     async def close(self) -> None:
         self._writer.shutdown(wait=True)
         self._readers.shutdown(wait=True)
+        for reader in self._idle:
+            reader.close()
         self._connection.raw.close()
 
 
-def _look(path: Path, now: Callable[[], int], work: Callable[[SqliteConnection], T]) -> T:
-    """Run `work` on a read-only connection with one snapshot; closed at once so that checkpoints go on."""
-    raw = _connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
-    try:
-        raw.create_function("retinue_now", 0, now)
-        started = time.monotonic()
-        raw.set_progress_handler(lambda: time.monotonic() - started > LONGEST_READ, 100_000)
-        raw.execute("BEGIN")
-        connection = SqliteConnection(raw)
-        connection.epoch = schema.epoch(connection)
-        return work(connection)
-    except sqlite3.Error as error:
-        _raise(error)
-    finally:
-        raw.close()
+class _Reader:
+    """A read-only connection. Each look is one snapshot, given up at once so that checkpoints go on."""
+
+    def __init__(self, path: Path, now: Callable[[], int]) -> None:
+        self._raw = _connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
+        self._raw.create_function("retinue_now", 0, now)
+        self._until = 0.0
+        self._raw.set_progress_handler(lambda: time.monotonic() > self._until, 100_000)
+        self._connection = SqliteConnection(self._raw)
+
+    def look(self, work: Callable[[SqliteConnection], T]) -> T:
+        """Run `work` on what is committed now, for at most a second."""
+        self._until = time.monotonic() + LONGEST_READ
+        self._raw.execute("BEGIN")
+        try:
+            self._connection.epoch = schema.epoch(self._connection)
+            return work(self._connection)
+        finally:
+            self._raw.execute("ROLLBACK")
+
+    def close(self) -> None:
+        """Give it back."""
+        self._raw.close()
 
 
 def _prove_durable(raw: sqlite3.Connection) -> None:
@@ -225,7 +247,14 @@ class ReadOnlySqlite:
         raise Unavailable("Another process holds this data directory, so it can only be looked at.")
 
     async def read(self, work: Callable[[SqliteConnection], T]) -> T:
-        return _look(self._path, self._now, work)
+        try:
+            reader = _Reader(self._path, self._now)
+            try:
+                return reader.look(work)
+            finally:
+                reader.close()
+        except sqlite3.Error as error:
+            _raise(error)
 
     async def close(self) -> None:
         """Nothing is held."""
