@@ -9,7 +9,8 @@ from retinue.client.frames import Assignment
 from retinue.clock import Clock
 from retinue.errors import ConfigInvalid
 from retinue.node.runners import wire
-from retinue.node.runners.hosts import Host, HostCall, HostState, Outcome, finish
+from retinue.node.runners.calls import HostCall, Outcome
+from retinue.node.runners.hosts import Host, HostState, finish
 from retinue.node.runners.process import OURS, PASSED, PASSED_PREFIX, TIMED_OUT
 from retinue.node.runners.runner import AttemptIO, NodeFacts
 from retinue.tasks.model import Ending, FailureCode, TaskSpec
