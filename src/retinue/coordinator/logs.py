@@ -9,7 +9,7 @@ import msgspec
 from retinue.bus.bus import Bus
 from retinue.client.frames import Cancel, Frame, Log, LogKept
 from retinue.clock import Clock
-from retinue.errors import RetinueError, StaleClaim
+from retinue.errors import RetinueError, StaleClaim, Unavailable
 from retinue.storage.blobs import Blobs
 from retinue.storage.group import GroupCommit
 from retinue.tasks.logs import INLINE, SEGMENT, Segment, segments, sizes
@@ -173,14 +173,16 @@ class LogHub:
         try:
             while True:
                 wake.clear()
-                last = False
-                if ask:
-                    ask = False
-                    last = await ended()
-                if look or last:
-                    look = False
-                    for piece in await self._catch_up(attempt, at):
-                        yield piece
+                last, asked, looked, ask, look = False, ask, look, False, False
+                try:
+                    last = asked and await ended()
+                    if looked or last:
+                        async for piece in self._catch_up(attempt, at):
+                            yield piece
+                except Unavailable:  # the store is away: once more after the sweep
+                    last, ask, look = False, True, True
+                    await self._clock.sleep(SWEEP)
+                    continue
                 while arrived:
                     piece = arrived.pop(0)
                     known = at.get(piece.stream, 0)
@@ -190,7 +192,7 @@ class LogHub:
                         yield Piece(attempt, piece.stream, known, piece.data[known - piece.offset :])
                 if last:
                     return
-                if not look:
+                if not (look or ask):
                     try:
                         async with self._clock.timeout(SWEEP):
                             await wake.wait()
@@ -200,11 +202,10 @@ class LogHub:
             for one in unsubscribe:
                 one()
 
-    async def _catch_up(self, attempt: str, at: dict[str, int]) -> list[Piece]:
+    async def _catch_up(self, attempt: str, at: dict[str, int]) -> AsyncIterator[Piece]:
         """What is known beyond what was handed out, in every stream."""
-        found = []
         for name in await self.streams(attempt):
             while data := await self.read(attempt, name, at.get(name, 0)):
-                found.append(Piece(attempt, name, at.get(name, 0), data))
-                at[name] = at.get(name, 0) + len(data)
-        return found
+                begin = at.get(name, 0)
+                at[name] = begin + len(data)
+                yield Piece(attempt, name, begin, data)

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Sequence
 
 from retinue.bus.bus import Bus
 from retinue.clock import Clock
+from retinue.errors import Unavailable
 from retinue.events import store
 from retinue.events.model import Event, wanted
 from retinue.storage.group import GroupCommit
@@ -50,14 +51,21 @@ class EventService:
         return await self._database.read(lambda c: store.last(c, team))
 
     async def follow(self, team: str, *, after: int, types: Sequence[str] = ()) -> AsyncIterator[Event]:
-        """Every event behind `after`, each once and in order, for ever."""
+        """Every event behind `after`, each once and in order, for ever; while the store is away it waits.
+
+        Raises:
+            CursorExpired: some of them are pruned.
+        """
         wake = asyncio.Event()
         # Subscribed before the first look: what commits in between is seen by the next one.
         unsubscribe = self._bus.subscribe(f"events.{team}", lambda topic, payload: wake.set())
         try:
             while True:
                 wake.clear()
-                events, after = await self.page(team, after=after, types=types, limit=PAGE)
+                try:
+                    events, after = await self.page(team, after=after, types=types, limit=PAGE)
+                except Unavailable:
+                    events = []
                 for event in events:
                     yield event
                 if not events:
