@@ -61,6 +61,17 @@ if "stay" in sys.argv:
 """
 
 
+# A living parent whose child shares nothing with it but being its child.
+ESTRANGED = """
+import os, signal, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+if os.fork() == 0:
+    os.setsid()
+    os.execvpe("sleep", ["sleep", sys.argv[1]], {})
+print("born", flush=True)
+time.sleep(1000)
+"""
+
 # Every process gives way to a child in a session of its own and with nothing in its environment: 20,000 at most.
 RUNAWAY = """
 import os, sys, time
@@ -276,6 +287,23 @@ async def test_a_program_waits_for_a_slow_link_and_nothing_is_lost(node: Node) -
     assert len(outside.stdout) == 3_000_000
 
 
+async def test_what_stood_in_the_pipes_at_the_end_arrives_however_late(node: Node) -> None:
+    outside = Outside()
+    outside.open.clear()
+    running = asyncio.create_task(
+        node.run("sh", "-c", "echo first; sleep 0.2; printf %050000d; printf %040000d >&2", io=outside)
+    )
+    await outside.arrived.wait()
+
+    ended = await asyncio.to_thread(until, lambda: len(CHILDREN.own) == 1)  # the guardian's alone
+    outside.open.set()
+    ending, _ = await running
+
+    assert ended
+    assert ending.ok
+    assert (len(outside.stdout), len(outside.stderr)) == (50_006, 40_000)
+
+
 # ---------------------------------------------------------------- input
 
 
@@ -449,6 +477,19 @@ async def test_a_timeout_ends_the_whole_tree(node: Node, length: str, monkeypatc
     assert sleepers(length) == []
 
 
+@pytest.mark.usefixtures("system_kind")
+async def test_a_child_without_session_or_environment_is_ended_with_its_parent(
+    node: Node, length: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    swift(monkeypatch)
+
+    ending, outside = await node.python(ESTRANGED, length, timeout_seconds=1)
+
+    assert ending.exit_code == 124
+    assert outside.stdout == b"born\n"
+    assert sleepers(length) == []
+
+
 async def test_a_cancel_ends_the_whole_tree(node: Node, length: str, monkeypatch: pytest.MonkeyPatch) -> None:
     swift(monkeypatch)
     outside = Outside()
@@ -492,6 +533,7 @@ async def test_close_ends_what_runs(node: Node, length: str) -> None:
 
     assert code == -signal.SIGKILL
     assert sleepers(length) == []
+    assert (CHILDREN.own, CHILDREN.marks) == (set(), set())
 
 
 @LINUX_ONLY
@@ -552,6 +594,47 @@ async def test_descriptors_threads_and_tasks_are_back_where_they_were(node: Node
     assert len(asyncio.all_tasks()) == tasks
     assert CHILDREN.marks == set()
     assert len(CHILDREN.own) == 1  # the guardian
+
+
+class Looks:
+    """A family that is seen as told, one look after the other, and how its first member fared by then."""
+
+    def __init__(self, first: int, *looks: set[int]) -> None:
+        self.fared: list[str] = []
+        self._first = psutil.Process(first)
+        self._looks = list(looks)
+
+    def __call__(self) -> set[int]:
+        until(lambda: self._first.status() != psutil.STATUS_RUNNING, 1)
+        self.fared.append(self._first.status())
+        return self._looks.pop(0) if self._looks else set()
+
+
+def test_nobody_is_killed_while_a_look_still_finds_new_ones(length: str) -> None:
+    one, other = start(["sleep", length]), start(["sleep", length])
+    family = Looks(one.pid, {one.pid}, {one.pid, other.pid}, {one.pid, other.pid})
+
+    killed, left = guardian.end(family)
+    ends = [line_of(program) or program.wait() for program in (one, other)]
+
+    assert family.fared[:3] == ["sleeping", "stopped", "stopped"]
+    assert (killed, left) == ({one.pid, other.pid}, set())
+    assert ends == [-signal.SIGKILL, -signal.SIGKILL]
+
+
+def test_a_stranger_that_was_stopped_goes_on(length: str) -> None:
+    stranger = start(["sleep", length])
+    family = Looks(stranger.pid, {stranger.pid}, set())
+
+    killed, _ = guardian.end(family)
+    on = until(lambda: psutil.Process(stranger.pid).status() == psutil.STATUS_SLEEPING)
+    stranger.kill()
+    ended = line_of(stranger) or stranger.wait()
+
+    assert killed == set()
+    assert family.fared == ["sleeping", "stopped"]
+    assert on
+    assert ended == -signal.SIGKILL
 
 
 # ---------------------------------------------------------------- environment and folder

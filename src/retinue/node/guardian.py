@@ -116,20 +116,21 @@ def end(family: Callable[[], set[int]]) -> tuple[set[int], set[int]]:
     refused: set[int] = set()
     pause = 0.0005
     deadline = time.monotonic() + PATIENCE
-    while found := family() - refused:
-        if time.monotonic() > deadline:
-            return killed, found | refused
-        _signal(stopped - found, signal.SIGCONT)  # not ours after all
+    while time.monotonic() < deadline:
+        found = family() - refused
+        _signal(stopped - found - killed, signal.SIGCONT)  # not ours after all
         new = found - stopped
         stopped = found
         if new:
             refused |= _signal(new, signal.SIGSTOP)
             continue
+        if not found:
+            return killed, refused & set(processes())
         _signal(found, signal.SIGKILL)
         killed |= found
         time.sleep(pause)
         pause = min(0.05, pause * 2)
-    return killed, refused & set(processes())
+    return killed, (stopped | refused) & set(processes())
 
 
 def _signal(pids: set[int], number: int) -> set[int]:
