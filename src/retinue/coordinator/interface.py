@@ -7,6 +7,7 @@ from typing import Any, Final
 import msgspec
 
 from retinue import __version__
+from retinue.client.client import LogPiece
 from retinue.coordinator.app import Coordinator
 from retinue.errors import Invalid, NotFound, TaskFinal
 from retinue.events import api as events_api
@@ -18,15 +19,6 @@ from retinue.tasks.prune import Pruned
 
 SWEEP: Final = 2.0  # seconds after which a waiting request looks though no hint came
 LONGEST_WAIT: Final = 60
-
-
-class LogPiece(msgspec.Struct, frozen=True):
-    """Output of an attempt, from `offset` of that stream on."""
-
-    attempt: str
-    stream: str
-    offset: int
-    base64: bytes
 
 
 async def status(coordinator: Coordinator, request: Request) -> Answer:

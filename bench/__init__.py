@@ -1,0 +1,1 @@
+"""Benchmarks: what a stranger can read and repeat. Figures are printed, never asserted."""

@@ -1,0 +1,1 @@
+"""One file a workload: a `TITLE`, a `UNIT`, and `run() -> float`."""
