@@ -212,17 +212,20 @@ class Gateway:
 
     def _finish(self, session: NodeSession, report: Report) -> Awaitable[object]:
         """Keep the rest of the output and accept the result: in one commit where the rest is small."""
-        finish = self._tasks.finish(report.hold, session.offer.boot, report.ending)
         pending = self._logs.pending(report.attempt)
         if pending is None:
-            return finish
-        if pending <= INLINE:
-            return asyncio.gather(self._logs.flush(report.attempt), finish)
-        return self._after(self._logs.flush(report.attempt), finish)
+            return self._tasks.finish(report.hold, session.offer.boot, report.ending)
+        if pending <= INLINE:  # both are submitted before the writer's turn, the output first
+            return asyncio.gather(self._logs.flush(report.attempt), self._accept(session, report))
+        return self._keep_and_accept(session, report)
 
-    async def _after(self, first: Awaitable[object], then: Awaitable[object]) -> None:
-        await first
-        await then
+    async def _keep_and_accept(self, session: NodeSession, report: Report) -> None:
+        await self._logs.flush(report.attempt)
+        await self._accept(session, report)
+
+    async def _accept(self, session: NodeSession, report: Report) -> None:
+        """Once accepted, a result ends the right to keep output: never submit it before the output."""
+        await self._tasks.finish(report.hold, session.offer.boot, report.ending)
 
     async def _renew(self, session: NodeSession, holds: Sequence[Hold]) -> None:
         proven, forged = self._proven(holds, session.offer.boot)

@@ -121,9 +121,12 @@ class LogHub:
             stream.kept = upto
 
     def pending(self, attempt: str) -> int | None:
-        """The most bytes of a stream that are not durable yet, SEGMENT while one is being written; None: nothing is."""
-        streams = [stream for (of, _), stream in self._streams.items() if of == attempt]
-        return max((SEGMENT if s.flushing.locked() else len(s.tail) for s in streams if s.tail), default=None)
+        """How much of its one stream is not durable yet; SEGMENT if there are two or one is being kept; None: nothing."""
+        streams = [stream for (of, _), stream in self._streams.items() if of == attempt and stream.tail]
+        if not streams:
+            return None
+        (first, *more) = streams
+        return SEGMENT if more or first.flushing.locked() else len(first.tail)
 
     def forget(self, attempt: str) -> None:
         """The attempt ended."""
