@@ -75,4 +75,4 @@ def epoch(connection: Connection) -> int:
 def split(text: str) -> list[str]:
     """The statements of a migration. Function bodies are written on one line, so a `;` at a line's end ends one."""
     bare = "\n".join(line for line in text.splitlines() if not line.lstrip().startswith("--"))
-    return [statement.strip() for statement in bare.split(";\n") if statement.strip()]
+    return [statement.strip() for statement in f"{bare}\n".split(";\n") if statement.strip()]

@@ -163,10 +163,15 @@ class Sqlite:
 
         Raises:
             StoreNewer: written by a newer program. StoreNotDurable: the file system refuses WAL or FULL.
+            ConfigInvalid: the file is something else. Unavailable: it cannot be written; the message says why.
         """
         self._path = path
+        try:  # before SQLite does: its other files take their mode from this one
+            path.touch(mode=0o600)
+            path.chmod(0o600)
+        except OSError as error:
+            raise Unavailable(f"The database file {path} cannot be written: {error.strerror}.") from error
         self._connection, self._now = open_writer(str(path), clock)
-        path.chmod(0o600)
         self._writer = ThreadPoolExecutor(1, "retinue-writer")
         self._readers = ThreadPoolExecutor(readers, "retinue-reader")
         self._idle: list[_Reader] = []  # kept open: opening one costs more than most looks

@@ -1,0 +1,1 @@
+"""The store: one database contract, group commit, two engines, numbered migrations, blobs."""
