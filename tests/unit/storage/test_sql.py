@@ -1,6 +1,6 @@
 """One SQL text becomes the right text for each engine, and its arguments the right arguments."""
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retinue.storage.sql import Insert, Statement, only
@@ -42,7 +42,8 @@ def test_an_insert_is_written_for_both() -> None:
     )
 
 
-@given(st.lists(st.tuples(st.text(), st.integers(), st.none())))
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.tuples(st.text(max_size=3), st.integers(), st.none()), max_size=5))
 def test_columns_of_arrays_are_the_columns_of_the_rows(rows: list[tuple[str, int, None]]) -> None:
     statement = Statement("SELECT 1 FROM {rows t(a text, b bigint, c text)}")
 
