@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import SystemRandom  # noqa: TID251 - the production end of the port
-
 from typing import Any, TypeVar
 
 import psutil
@@ -52,14 +51,14 @@ class Embedded:
     def __init__(self, data_dir: DataDir, coordinator: Coordinator, settings: EmbeddedSettings) -> None:
         self._data_dir = data_dir
         self.coordinator = coordinator
-        clock, random = coordinator.ports.clock, coordinator.ports.random
+        clock = coordinator.ports.clock
         folder = data_dir.node(settings.node)
         boot = coordinator.ids.new("boot")
         facts = NodeFacts(settings.node, folder / "work", dict(os.environ))
         self.processes = SystemProcesses(boot)
         runners: dict[str, Runner] = {"process": ProcessRunner(self.processes, clock, facts)}
         self.functions = (
-            FunctionRunner(clock, facts, settings.apps, workers=settings.workers) if settings.apps else None
+            FunctionRunner(clock, facts, settings.apps, workers=settings.workers, boot=boot) if settings.apps else None
         )
         if self.functions is not None:
             runners["function"] = self.functions
@@ -169,15 +168,20 @@ class EmbeddedTransport:
 
 
 def connect(
-    *, data_dir: Path | str | None = None, store_url: str | None = None, apps: Sequence[str] | None = None, workers: int | None = None
+    *,
+    data_dir: Path | str | None = None,
+    store_url: str | None = None,
+    apps: Sequence[str] | None = None,
+    workers: int | None = None,
 ) -> Fleet:
     """A fleet of this machine: a coordinator and a node inside this process, on a data directory.
 
-    `apps` are modules whose `@retinue.task` functions its node runs; None takes those registered in this process so far.
+    `apps` are modules whose `@retinue.task` functions its node runs; None takes those registered so far.
     """
     from retinue.agent.function import app_modules
 
-    settings = EmbeddedSettings(apps=app_modules() if apps is None else apps)
+    registered = app_modules()  # also refuses a script that a host process is importing just now
+    settings = EmbeddedSettings(apps=registered if apps is None else apps)
     if data_dir is not None:
         settings = replace(settings, data_dir=Path(data_dir))
     if store_url is not None:

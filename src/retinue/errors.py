@@ -171,7 +171,7 @@ class StoreNewer(RetinueError):
 
 
 class StoreBehind(RetinueError):
-    """The store is older than what this machine remembers: it was restored. `retinue restore --accept` takes it as it is."""
+    """The store is older than this machine remembers: it was restored. `retinue restore --accept` takes it as it is."""
 
     code = "STORE_BEHIND"
 

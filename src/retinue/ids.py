@@ -1,4 +1,4 @@
-"""Ids: TypeIDs, a prefix that says what it is and a UUIDv7 that sorts by time (github.com/jetify-com/typeid, RFC 9562)."""
+"""Ids: TypeIDs, a prefix that says what it is and a UUIDv7 that sorts by time (jetify-com/typeid, RFC 9562)."""
 
 from random import Random  # noqa: TID251 - the type of the port; `SystemRandom` or a seeded one comes in
 from typing import Final

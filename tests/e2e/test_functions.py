@@ -68,7 +68,7 @@ def facts() -> NodeFacts:
 
 @pytest.fixture
 async def runner() -> AsyncIterator[FunctionRunner]:
-    made = FunctionRunner(SystemClock(), facts(), [str(APP)], workers=2)
+    made = FunctionRunner(SystemClock(), facts(), [str(APP)], workers=2, boot="boot_test")
     yield made
     await made.close()
 
@@ -322,7 +322,7 @@ class TestEndings:
     async def test_nothing_is_left_after_close(self) -> None:
         descriptors = set(os.listdir("/proc/self/fd"))
         tasks = asyncio.all_tasks()
-        runner = FunctionRunner(SystemClock(), facts(), [str(APP)], workers=2)
+        runner = FunctionRunner(SystemClock(), facts(), [str(APP)], workers=2, boot="boot_test")
 
         await asyncio.gather(*(call(runner, name, 1, 2) for name in ("add", "add", "add_soon")))
         pids = [host.pid for host in runner.hosts()]
@@ -350,7 +350,7 @@ class TestApps:
     ) -> None:
         app = tmp_path / "broken.py"
         app.write_text(source)
-        runner = FunctionRunner(SystemClock(), facts(), [str(app)], workers=1)
+        runner = FunctionRunner(SystemClock(), facts(), [str(app)], workers=1, boot="boot_test")
 
         with pytest.raises(ConfigInvalid) as raised:
             await runner.capabilities()
@@ -412,7 +412,7 @@ SCRIPT = textwrap.dedent(
 
     async def main():
         facts = NodeFacts("node", Path("unused"), dict(os.environ))
-        runner = FunctionRunner(SystemClock(), facts, app_modules(), workers=1)
+        runner = FunctionRunner(SystemClock(), facts, app_modules(), workers=1, boot="boot_test")
         print(*await runner.capabilities())
         name, arguments = call_of(double, [21])
         assert name == "errands.double"
@@ -437,7 +437,7 @@ async def test_a_node_that_is_killed_leaves_no_host_process(tmp_path: Path) -> N
             from test_functions import *
 
             async def main():
-                runner = FunctionRunner(SystemClock(), facts(), [{str(APP)!r}], workers=4)
+                runner = FunctionRunner(SystemClock(), facts(), [{str(APP)!r}], workers=4, boot="boot_test")
                 child, _ = await call(runner, "leaves_a_child")
                 for name in ("spins", "sleeps", "computes_in_c", "blocks"):
                     asyncio.create_task(call(runner, name))

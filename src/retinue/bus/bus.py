@@ -7,7 +7,7 @@ Handler = Callable[[str, bytes], None]
 
 
 class Bus(Protocol):
-    """Carries hints; may lose, repeat or reorder. Every implementation passes `retinue.testing.conformance.BusSuite`."""
+    """Carries hints; may lose, repeat or reorder. Passes `retinue.testing.conformance.BusSuite`."""
 
     def publish(self, topic: str, payload: bytes = b"") -> None:
         """Send once and wait for nobody; a topic without subscribers is not an error."""

@@ -159,7 +159,7 @@ class Tasks:
                 if listening.done():
                     listening.result()
                 await self._settle(ids)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is, those who wait are told
             for waiting in list(self._waiting.values()):
                 if not waiting.done():
                     waiting.set_exception(error)

@@ -50,7 +50,7 @@ class Refused(Frame, tag="refused", frozen=True):
 
 
 class Credit(Frame, tag="credit", frozen=True):
-    """Node: this many workers were free after I had seen the assign with this number. Absolute, so a repeat is harmless."""
+    """Node: this many workers were free when I had seen the assign with this number. Absolute: a repeat is harmless."""
 
     slots: int
     seen: int
@@ -178,13 +178,6 @@ class Drain(Frame, tag="drain", frozen=True):
 
 class Ping(Frame, tag="ping", frozen=True):
     """Either: I am here."""
-
-
-FRAMES: dict[str, type[Frame]] = {
-    kind.__struct_config__.tag: kind  # type: ignore[misc]  # every tag above is a string
-    for kind in (Hello, Welcome, Refused, Credit, Assign, Started, Renew, Renewed, ProgressFrame, Log, LogKept, Done)
-    + (DoneAck, Release, Cancel, WantInput, Input, Bye, Drain, Ping)
-}
 
 
 def name_of(frame: Frame) -> str:

@@ -28,37 +28,42 @@ class Link(Protocol):
         """End the connection for both sides; frames already queued for us may still be received."""
 
 
+class _Way:
+    """One direction of a pair."""
+
+    def __init__(self) -> None:
+        self.frames: deque[Frame] = deque()
+        self.wake = asyncio.Event()
+        self.closed = False
+
+
 class QueueLink:
     """One end of a pair in the same process: frames are handed over as they are."""
 
-    def __init__(self) -> None:
-        self._arrived: deque[Frame] = deque()
-        self._wake = asyncio.Event()
-        self._other: QueueLink | None = None
-        self._closed = False
+    def __init__(self, incoming: _Way, outgoing: _Way) -> None:
+        self._in = incoming
+        self._out = outgoing
 
     def send(self, frame: Frame) -> None:
-        if self._other is not None and not self._closed:
-            self._other._arrived.append(frame)
-            self._other._wake.set()
+        if not self._out.closed:
+            self._out.frames.append(frame)
+            self._out.wake.set()
 
     async def receive(self) -> Frame:
-        while not self._arrived:
-            if self._closed:
+        while not self._in.frames:
+            if self._in.closed:
                 raise LinkClosed
-            self._wake.clear()
-            await self._wake.wait()
-        return self._arrived.popleft()
+            self._in.wake.clear()
+            await self._in.wake.wait()
+        return self._in.frames.popleft()
 
     def close(self) -> None:
-        for end in (self, self._other):
-            if end is not None:
-                end._closed = True
-                end._wake.set()
+        for way in (self._in, self._out):
+            way.closed = True
+            way.wake.set()
 
 
 def queue_pair() -> tuple[QueueLink, QueueLink]:
     """Two connected ends: the node's and the coordinator's."""
-    node, coordinator = QueueLink(), QueueLink()
-    node._other, coordinator._other = coordinator, node
-    return node, coordinator
+    up, down = _Way(), _Way()
+    return QueueLink(down, up), QueueLink(up, down)

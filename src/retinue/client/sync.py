@@ -4,12 +4,14 @@ import asyncio
 import threading  # noqa: TID251 - this is the door between a script's thread and the loop
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
 from types import TracebackType
-from typing import Any, ParamSpec, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar, overload
 
-from retinue.client.client import Fleet, LogPiece
 from retinue.events.model import Event
 from retinue.nodes.model import Node
 from retinue.tasks.model import Task, TaskSpec
+
+if TYPE_CHECKING:
+    from retinue.client.client import Fleet, LogPiece
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -19,7 +21,7 @@ T = TypeVar("T")
 class SyncFleet:
     """A context manager. Its event loop runs in a thread of its own, so it may be used from any thread but that one."""
 
-    def __init__(self, fleet: Fleet) -> None:
+    def __init__(self, fleet: "Fleet") -> None:
         self.fleet = fleet
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="retinue-fleet", daemon=True)
@@ -129,7 +131,7 @@ class SyncTasks:
         """As `Tasks.wait`."""
         return self._fleet.wait(self._fleet.fleet.tasks.wait(task_id))
 
-    def log(self, task_id: str, *, follow: bool = False, attempt: str | None = None) -> Iterator[LogPiece]:
+    def log(self, task_id: str, *, follow: bool = False, attempt: str | None = None) -> "Iterator[LogPiece]":
         """As `Tasks.log`."""
         return self._fleet.each(self._fleet.fleet.tasks.log(task_id, follow=follow, attempt=attempt))
 

@@ -1,8 +1,8 @@
-"""The coordinator's assembly: ports come in, and this is how its parts are wired to one another. No other file wires."""
+"""The coordinator's assembly: ports come in, and this is how its parts are wired. No other file wires."""
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field
 from random import Random  # noqa: TID251 - the type of the port
 from typing import Any
@@ -19,16 +19,17 @@ from retinue.coordinator.loops.reaper import Reaper
 from retinue.coordinator.loops.timers import Timers
 from retinue.coordinator.stdin import StdinHub
 from retinue.errors import StoreBehind, StoreBroken, Unavailable
-from retinue.events.store import highest
 from retinue.events.service import EventService
+from retinue.events.store import highest
 from retinue.ids import Ids
 from retinue.nodes.model import HEARTBEAT, Offer
 from retinue.storage.blobs import Blobs
 from retinue.storage.database import Engine
 from retinue.storage.group import GroupCommit
+from retinue.tasks.model import Queue
 from retinue.tasks.prune import Retention
 from retinue.tasks.service import TaskService
-from retinue.tasks.steer import LAPSE_SESSIONS
+from retinue.tasks.steer import LAPSE_SESSIONS, Stopped
 from retinue.teams import store as teams
 
 log = logging.getLogger(__name__)
@@ -91,9 +92,9 @@ class Coordinator:
             self.ids,
             ports.random,
             settings.key,
-            arriving=lambda queue: self.dispatcher.arriving(queue),
+            arriving=self._arriving,
             offers=self.offers,
-            stopped=lambda stopped: self.gateway.stop(stopped),
+            stopped=self._stopped,
         )
         self.events = EventService(self.database, ports.bus, ports.clock)
         self.dispatcher = Dispatcher(self.database, self.ids, timing.lease, self.tasks.token, self.spawn)
@@ -208,7 +209,13 @@ class Coordinator:
 
     # -- wiring --------------------------------------------------------------------------------------------------------
 
-    def _publish(self, hints: Any) -> None:
+    def _arriving(self, queue: Queue) -> None:
+        self.dispatcher.arriving(queue)
+
+    def _stopped(self, stopped: Sequence[Stopped]) -> None:
+        self.gateway.stop(stopped)
+
+    def _publish(self, hints: Iterable[str]) -> None:
         for hint in hints:
             self.ports.bus.publish(hint)
 

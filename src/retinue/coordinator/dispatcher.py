@@ -1,7 +1,7 @@
 """The dispatcher: one claimer for all nodes of this coordinator. It claims exactly what free workers can take.
 
-Nothing polls: a claim is made when a task arrives for a queue that a free worker serves, in the same commit as the task;
-and when a worker becomes free, in the same commit as the result that freed it. A slow sweep catches lost hints.
+Nothing polls: a claim is made when a task arrives for a queue that a free worker serves, in the same commit as the
+task; and when a worker becomes free, in the commit of the result that freed it. A slow sweep catches lost hints.
 """
 
 import asyncio

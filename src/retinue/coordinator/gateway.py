@@ -1,4 +1,4 @@
-"""The gateway: serves one link after the other's hello, frame by frame. What a frame changes is committed, then answered."""
+"""The gateway: admits nodes and serves their links. What a frame changes is committed first, then answered."""
 
 import asyncio
 import logging

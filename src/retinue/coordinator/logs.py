@@ -1,4 +1,4 @@
-"""Output on its way: live to followers over the bus, in segments to the store, acknowledged to the node when durable."""
+"""Output on its way: live to followers over the bus, in segments to the store, then acknowledged to its node."""
 
 import asyncio
 import logging
@@ -121,7 +121,7 @@ class LogHub:
             stream.kept = upto
 
     def pending(self, attempt: str) -> int | None:
-        """How much of its one stream is not durable yet; SEGMENT if there are two or one is being kept; None: nothing."""
+        """How much of its one stream is not durable; SEGMENT if there are two or one is being kept; None: nothing."""
         streams = [stream for (of, _), stream in self._streams.items() if of == attempt and stream.tail]
         if not streams:
             return None

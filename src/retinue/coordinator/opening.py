@@ -1,4 +1,4 @@
-"""A coordinator on the real thing: the data directory, the database its settings name, the machine's clock and chance."""
+"""A coordinator on the real thing: a data directory, a database, the machine's clock and chance."""
 
 from pathlib import Path
 from random import Random  # noqa: TID251 - the type of the port

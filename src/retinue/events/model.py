@@ -64,7 +64,7 @@ def event(team: str, position: int, kind: str, at: int, subject: str, node: str 
 
 
 def event_id(team: str, position: int, at: int) -> str:
-    """A UUIDv7 whose chance bits are the team and the position: the same for the same event, so no row has to keep it."""
+    """A UUIDv7 whose chance bits are team and position: the same for the same event, so no row has to keep it."""
     place = int.from_bytes(hashlib.blake2b(team.encode(), digest_size=2).digest()) & 0xFFF
     return f"evt_{encode((at // 1000) << 80 | 0x7 << 76 | place << 64 | 0b10 << 62 | position)}"
 

@@ -24,8 +24,8 @@ ALL_LINKS = Statement("SELECT first, last, digest FROM links WHERE team = ? ORDE
 HIGHEST = Statement("SELECT COALESCE(SUM(position), 0) FROM teams")
 DENY = Statement(
     "INSERT INTO denials (team, who, what, minute, times)"
-    " SELECT team, who, what, retinue_now() / 60000000, times FROM {rows d(team text, who text, what text, times bigint)}"
-    " WHERE true ON CONFLICT (team, who, what, minute) DO UPDATE SET times = denials.times + excluded.times"
+    " SELECT team, who, what, retinue_now() / 60000000, times"
+    " FROM {rows d(team text, who text, what text, times bigint)} WHERE true ON CONFLICT (team, who, what, minute) DO UPDATE SET times = denials.times + excluded.times"
 )
 # The oldest event that is kept: one of the last link before the time, so that a kept link still verifies.
 PRUNE_UPTO = Statement("SELECT MAX(last) FROM links WHERE team = ? AND at < ?")
@@ -123,7 +123,7 @@ def broken_links(connection: Connection, team: str) -> list[int]:
 
 
 def prune(transaction: Transaction, team: str, before: int, most: int = 10_000) -> int:
-    """Delete at most `most` events older than `before`; ends at a link, which stays as the checkpoint. How many went."""
+    """Delete at most `most` events older than `before`, up to a link, which stays as the checkpoint; how many."""
     found = transaction.row(PRUNE_UPTO, team, before)
     ends = transaction.row(ENDS, team)
     if found is None or found[0] is None or ends is None or found[0] <= ends[0]:

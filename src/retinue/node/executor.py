@@ -1,4 +1,4 @@
-"""The executor: takes assignments to their end, one attempt a worker, and keeps what the coordinator has not got yet."""
+"""The executor: takes assignments to their end, one a worker, and keeps what the coordinator has not got yet."""
 
 import asyncio
 import logging

@@ -83,7 +83,7 @@ class Transaction:
             chore.apply(self, self._chores.pop(chore))
 
 
-class StoreConflict(Exception):  # noqa: N818 - what happened, like every error of ours
+class StoreConflict(Exception):
     """The engine asks for the transaction to be run again: a deadlock or a serialization failure."""
 
 

@@ -13,9 +13,7 @@ ALL = Statement("SELECT id, name FROM teams ORDER BY id")
 def ensure(transaction: Transaction, name: str, new_id: str) -> str:
     """The id of the team with this name, made with `new_id` if there was none."""
     transaction.run(CREATE, new_id, name)
-    row = transaction.row(BY_NAME, name)
-    assert row is not None
-    return str(row[0])
+    return str(transaction.rows(BY_NAME, name)[0][0])
 
 
 def by_name(connection: Connection, name: str) -> str | None:

@@ -11,7 +11,7 @@ log = logging.getLogger(__name__)
 
 
 class Loop:
-    """Calls `turn` every `every` seconds, or at once when woken; `turn` may answer in how many seconds it is due again."""
+    """Calls `turn` every `every` seconds, or at once when woken; it may answer in how many seconds it is due again."""
 
     def __init__(self, name: str, clock: Clock, every: float, turn: Callable[[], Awaitable[float | None]]) -> None:
         self.name = name

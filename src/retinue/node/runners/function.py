@@ -8,6 +8,7 @@ import msgspec
 from retinue.client.frames import Assignment
 from retinue.clock import Clock
 from retinue.errors import ConfigInvalid
+from retinue.node.guardian import BOOT
 from retinue.node.runners import wire
 from retinue.node.runners.calls import HostCall, Outcome
 from retinue.node.runners.hosts import Host, HostState, finish
@@ -24,7 +25,7 @@ class FunctionRunner:
     one that ends, or has to be ended, takes its calls with it (`HOST_LOST`) and is replaced at the next call.
     """
 
-    def __init__(self, clock: Clock, facts: NodeFacts, apps: Sequence[str], *, workers: int) -> None:
+    def __init__(self, clock: Clock, facts: NodeFacts, apps: Sequence[str], *, workers: int, boot: str) -> None:
         self._clock = clock
         self._facts = facts
         self._apps = list(apps)
@@ -37,6 +38,7 @@ class FunctionRunner:
         self._environment = {
             **{name: value for name, value in facts.environment.items() if _passes(name)},
             "RETINUE_NODE": facts.name,
+            BOOT: boot,  # by which the guardian finds what a host leaves behind when the node dies
         }
 
     async def capabilities(self) -> list[str]:

@@ -1,6 +1,8 @@
 """What every bus promises (`retinue.bus.bus.Bus`), as tests. Losing is allowed; inventing is not."""
 # ruff: noqa: S101 - asserts are what a suite is made of
 
+from collections.abc import Callable
+
 import pytest
 
 from retinue.bus.bus import Bus, matches
@@ -59,7 +61,7 @@ class BusSuite:
 
     async def test_a_handler_may_unsubscribe_itself(self, bus: Bus) -> None:
         arrived: list[str] = []
-        mine = []
+        mine: list[Callable[[], None]] = []
 
         def once(topic: str, payload: bytes) -> None:
             arrived.append(topic)
