@@ -34,7 +34,7 @@ GOOD = (
     fact(3, "started", 1),
     fact(4, "completed", 1, digest="d"),
 )
-CREATED = Entry(1.0, "ok", "client", 1, {"verb": "create", "value": "t"})
+CREATED = Entry(1.0, "ok", "client", 1, {"verb": "create", "key": "k", "value": "t"})
 
 
 def evidence(*facts: Fact, tasks: list[Row] | None = None, **parts: Any) -> Evidence:

@@ -15,6 +15,7 @@ from retinue.testing.sim.history import Entry
 
 Row = dict[str, Any]
 SECOND: Final = 1_000_000
+FASTEST: Final = 2.0  # the rate of the fastest clock, with a little room below
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,10 @@ class Evidence:
     lease: float  # seconds
     sweep: float  # seconds between two looks of the reaper
     calm: float  # seconds since everything was healed
+    nodes: list[Row] = field(default_factory=list)
+    witness: list[Row] = field(default_factory=list)  # how each claim ended, as a trigger of the store saw it
+    renewals: list[Row] = field(default_factory=list)  # how often each claim's lease was moved
+    faultless: bool = False  # nothing went wrong in this run
     notes: dict[str, Any] = field(default_factory=dict)
 
     def operations(self, verb: str, *outcomes: str) -> Iterator[Entry]:
@@ -160,6 +165,22 @@ def fences_rise_and_stale_holders_change_nothing(evidence: Evidence) -> Iterator
                 yield f"task {task} has an attempt under fence {row['fence']}, which was never given"
 
 
+@invariant("I-03 renew")
+def only_the_holder_renews(evidence: Evidence) -> Iterator[str]:
+    """A lease is renewed at most as often as nodes asked for exactly this claim; links may repeat no frame."""
+    asked: dict[tuple[str, int], int] = {}
+    for entry in evidence.history:
+        if entry.kind == "renew":
+            for task, fence in entry.what["holds"]:
+                asked[task, fence] = asked.get((task, fence), 0) + 1
+    for row in evidence.renewals:
+        if row["times"] > asked.get((row["task"], row["fence"]), 0):
+            yield (
+                f"the lease of task {row['task']} under fence {row['fence']} was renewed {row['times']} times,"
+                f" and asked for {asked.get((row['task'], row['fence']), 0)} times"
+            )
+
+
 @invariant("I-04")
 def terminal_is_for_ever(evidence: Evidence) -> Iterator[str]:
     """Nothing follows a terminal status except an operator's retry."""
@@ -173,6 +194,19 @@ def terminal_is_for_ever(evidence: Evidence) -> Iterator[str]:
     for row in evidence.tasks:
         if row["status"] in TERMINAL and row["id"] in alive:
             yield f"task {row['id']} is {row['status']} and may still be claimed or is held"
+
+
+@invariant("I-04 seen")
+def clients_see_one_end(evidence: Evidence) -> Iterator[str]:
+    """Whoever looks after a task has ended sees the same end, each time."""
+    ends: dict[str, tuple[str, str | None]] = {}
+    for entry in evidence.history:
+        if entry.kind == "ok" and entry.what.get("status") in TERMINAL:
+            task, end = entry.what["value"], (entry.what["status"], entry.what["attempt"])
+            if ends.setdefault(task, end) != end:
+                yield f"task {task} had ended as {ends[task]} and was seen as {end} at {entry.at} s"
+        elif entry.kind == "ok" and entry.what["value"] in ends and "status" in entry.what:
+            yield f"task {entry.what['value']} had ended and was seen as {entry.what['status']} at {entry.at} s"
 
 
 @invariant("I-05")
@@ -194,26 +228,74 @@ def one_claim_at_a_time(evidence: Evidence) -> Iterator[str]:
     for row in evidence.running:
         if row["id"] in ready:
             yield f"task {row['id']} is held under fence {row['fence']} and may be claimed at the same time"
-    for entry in evidence.history:
-        if entry.kind == "reaped-early":
-            yield f"task {entry.what['task']} was orphaned {entry.what['left']:.3f} s before its lease ended"
+
+
+@invariant("I-06")
+def a_key_makes_one_task(evidence: Evidence) -> Iterator[str]:
+    """All answers to one idempotency key name one task, and there is no other."""
+    answers: dict[str, set[str]] = {}
+    for entry in evidence.operations("create", "ok"):
+        answers.setdefault(entry.what["key"], set()).add(entry.what["value"])
+    for key, tasks in answers.items():
+        if len(tasks) > 1:
+            yield f"key {key} was answered with {sorted(tasks)}"
+    names: dict[str, int] = {}
+    for row in evidence.tasks:
+        name = _spec_of(row).get("name", "")
+        names[name] = names.get(name, 0) + 1
+    for name, times in names.items():
+        if times > 1 and name:
+            yield f"the submission {name} made {times} tasks"
 
 
 @invariant("I-07")
 def orphans_come_back(evidence: Evidence) -> Iterator[str]:
-    """No claim outlives its lease by more than two sweeps of an awake reaper, and nobody else is orphaned."""
+    """No claim outlives its lease by more than two sweeps of an awake reaper."""
     if evidence.calm < 2 * evidence.lease + 2 * evidence.sweep:
         return
     for row in evidence.running:
         late = (evidence.now - row["reap_at"]) / SECOND
         if late > 2 * evidence.sweep:
             yield f"task {row['id']} is held by {row['node']} since its lease ended {late:.1f} s ago"
-    for entry in evidence.history:
-        if entry.kind == "orphaned-late":
-            yield f"task {entry.what['task']} was orphaned {entry.what['late']:.1f} s after its lease ended"
-        elif entry.kind == "orphaned-without-grace":
-            awake = entry.what["awake"]
-            yield f"task {entry.what['task']} was orphaned when the reaper had been awake for {awake:.1f} s"
+
+
+@invariant("I-07 nobody else")
+def nobody_else_is_orphaned(evidence: Evidence) -> Iterator[str]:
+    """A claim is taken away when its lease has ended and the reaper has been awake for one, or its process is gone."""
+    ends = {(row["task"], row["fence"]): row for row in evidence.witness}
+    starts = [entry.at for entry in evidence.history if entry.kind == "coordinator"]
+    boots = _registrations(evidence)
+    for task, facts in evidence.by_task().items():
+        claimed: Fact | None = None
+        for fact in facts:
+            if fact.type == "task.claimed":
+                claimed = fact
+            if fact.type != "task.orphaned" or claimed is None:
+                continue
+            boot = claimed.data.get("boot")
+            news = boots.get(str(fact.node), ())
+            if any(claimed.position < position < fact.position and boot != new for position, new in news):
+                continue  # its process was replaced: that is known at its hello
+            end = ends.get((task, fact.fence or 0))
+            if end is None:
+                continue
+            left = (end["reap_at"] - end["at"]) / SECOND
+            if left > 0:
+                yield f"task {task} was orphaned {left:.3f} s before its lease ended (position {fact.position})"
+            awake = end["seen_at"] - max((at for at in starts if at <= end["seen_at"]), default=0.0)
+            if awake < evidence.lease / FASTEST:
+                yield f"task {task} was orphaned by a reaper that had been awake for {awake:.1f} s"
+            if evidence.faultless:
+                yield f"task {task} was orphaned though nothing ever failed"
+
+
+def _registrations(evidence: Evidence) -> dict[str, list[tuple[int, str]]]:
+    found: dict[str, list[tuple[int, str]]] = {}
+    for facts in evidence.events.values():
+        for fact in facts:
+            if fact.type == "node.registered":
+                found.setdefault(fact.subject, []).append((fact.position, str(fact.data["boot"])))
+    return found
 
 
 @invariant("I-08")
@@ -225,8 +307,8 @@ def poison_is_bounded(evidence: Evidence) -> Iterator[str]:
     for task in evidence.tasks:
         rows = attempts.get(task["id"], [])
         retries = sum(1 for fact in evidence.facts(task["id"]) if fact.type == "task.retried" and fact.fence is None)
-        most = int(msgspec.json.decode(task["spec"]).get("max_attempts", 1)) * (1 + retries)
-        failed = sum(1 for row in rows if row["status"] == "failed" and row["started_at"] is not None)
+        most = int(_spec_of(task).get("max_attempts", 1)) * (1 + retries)
+        failed = sum(1 for row in rows if row["status"] == "failed")  # told by its node, so it was tried
         lost = sum(1 for row in rows if row["status"] == "orphaned" and row["started_at"] is not None)
         if failed > most:
             yield f"task {task['id']} failed {failed} times with max_attempts {most}"
@@ -234,6 +316,66 @@ def poison_is_bounded(evidence: Evidence) -> Iterator[str]:
             yield f"task {task['id']} was lost with its node {lost} times"
         if task["losses"] > lost or task["failures"] > failed:
             yield f"task {task['id']} counts {task['failures']} failures and {task['losses']} losses, more than it had"
+
+
+@invariant("I-09")
+def children_wait_for_their_parents(evidence: Evidence) -> Iterator[str]:
+    """No claim of a child stands before all its parents have ended, and as its policy wants them."""
+    ended = {
+        fact.subject: fact
+        for facts in evidence.by_task().values()
+        for fact in facts
+        if fact.type in ("task.completed", "task.failed", "task.cancelled")
+    }
+    policy = {row["id"]: _spec_of(row).get("after_policy", "success") for row in evidence.tasks}
+    for task, facts in evidence.by_task().items():
+        parents = facts[0].data.get("parents", []) if facts else []
+        first = next((fact for fact in facts if fact.type == "task.claimed"), None)
+        if first is None:
+            continue
+        for parent in parents:
+            end = ended.get(parent)
+            if end is None or end.position > first.position:
+                yield f"task {task} was claimed (position {first.position}) before its parent {parent} had ended"
+            elif end.type != "task.completed" and policy.get(task) == "success":
+                yield f"task {task} was claimed though its parent {parent} had {end.type.removeprefix('task.')}"
+
+
+@invariant("I-10")
+def a_cancelled_task_stays_cancelled(evidence: Evidence) -> Iterator[str]:
+    """A cancel that was answered has won: the task is cancelled, and nothing is accepted after it."""
+    status = {row["id"]: row["status"] for row in evidence.tasks}
+    for entry in evidence.operations("cancel", "ok"):
+        task = entry.what["value"]
+        if status.get(task) != TaskStatus.CANCELLED:
+            yield f"task {task} was cancelled at {entry.at} s and is {status.get(task)}"
+
+
+@invariant("I-11")
+def tasks_run_only_where_they_may(evidence: Evidence) -> Iterator[str]:
+    """Every claim is by a node that has the task's labels, and no node runs more than it has workers for."""
+    wanted = {row["id"]: _spec_of(row).get("labels", {}) for row in evidence.tasks}
+    has = {row["id"]: msgspec.json.decode(row["labels"]) for row in evidence.nodes}
+    for task, facts in evidence.by_task().items():
+        for fact in facts:
+            labels = has.get(str(fact.node), {})
+            if fact.type == "task.claimed" and any(labels.get(k) != v for k, v in wanted.get(task, {}).items()):
+                yield f"task {task} with labels {wanted[task]} was claimed by {fact.node}, which has {labels}"
+    workers = {row["name"]: row["workers"] for row in evidence.nodes}
+    live: dict[str, set[int]] = {}
+    for entry in evidence.history:
+        if entry.kind == "program":
+            runs = live.setdefault(entry.who, set())
+            runs.add(entry.what["pid"])
+            if len(runs) > workers.get(entry.who, len(runs)):
+                yield f"node {entry.who} runs {len(runs)} programs at {entry.at} s"
+        elif entry.kind == "program-ended":
+            live[entry.who].discard(entry.what["pid"])
+
+
+def _spec_of(row: Row) -> dict[str, Any]:
+    spec: dict[str, Any] = msgspec.json.decode(row["spec"])
+    return spec
 
 
 @invariant("I-28")

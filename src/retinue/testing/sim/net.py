@@ -54,6 +54,7 @@ class Net:
         self._pipes: list[Pipe] = []
         self._served: dict[tuple[str, str], tuple[Incarnation, Any]] = {}
         self.frames = 0
+        self.tap: Callable[[SimLink, Frame], None] | None = None  # sees every frame as it arrives
 
     def delay(self) -> float:
         """How long the next frame is under way."""
@@ -315,6 +316,8 @@ class SimLink:
 
     def take(self, frame: Frame) -> None:
         """A frame arrived."""
+        if self._net.tap is not None:
+            self._net.tap(self, frame)
         self._arrived.append(frame)
         if self._waiter is not None:
             resolve(self._waiter)

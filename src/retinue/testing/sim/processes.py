@@ -75,7 +75,10 @@ class Program:
         self._reader: asyncio.Future[None] | None = None
         self._seconds = seconds
         outside.live[self.pid] = self
-        outside.history.note("program", own.host.name, own.number, pid=self.pid, label=label, program=kind)
+        outside.history.note(
+            "program", own.host.name, own.number, pid=self.pid, label=label, program=kind,
+            task=launch.env.get("RETINUE_TASK"), fence=launch.env.get("RETINUE_FENCE"),
+        )  # fmt: skip
         own.ends.append(self._orphaned)
         loop = own.loop
         if kind in ("run", "fail"):
