@@ -2,6 +2,7 @@
 
 import hashlib
 import hmac
+import re
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -181,6 +182,9 @@ _NOT_BUILT: Final = (
 )
 
 
+_NUL: Final = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")  # NUL as JSON writes it, after any number of escaped backslashes
+
+
 def check(spec: TaskSpec) -> TaskSpec:
     """The spec, when it can be taken.
 
@@ -195,8 +199,12 @@ def check(spec: TaskSpec) -> TaskSpec:
         raise Invalid.field("command", "give exactly one of command and function")
     if spec.command is not None and (not spec.command or not spec.command[0]):
         raise Invalid.field("command", "name the program to run, then its arguments")
-    if any("\0" in part for part in [*(spec.command or ()), *spec.env, *spec.env.values()]):
-        raise Invalid.field("command", "a NUL byte cannot stand in a command or its environment")
+    try:
+        written = msgspec.json.encode(spec)
+    except (UnicodeEncodeError, TypeError, ValueError):
+        raise Invalid.field("task", "it holds text that is not Unicode, or a value that JSON has not") from None
+    if _NUL.search(written):
+        raise Invalid.field("task", "a NUL character cannot stand in it")
     if any(not name or "=" in name for name in spec.env):
         raise Invalid.field("env", "a variable's name is neither empty nor holds '='")
     if not 1 <= spec.max_attempts <= 100:
@@ -335,6 +343,12 @@ class Progress(msgspec.Struct, frozen=True, omit_defaults=True):
     percent: float | None = None
     message: str | None = None
     counts: dict[str, int] = {}
+
+
+def storable(text: str, most: int = 10_000) -> str:
+    """The text as every database takes it: no NUL, no lone surrogate, not endless."""
+    clean = text.encode("utf-8", "replace").decode().replace("\0", "\ufffd")
+    return clean if len(clean) <= most else clean[:most] + "…"
 
 
 def backoff(spec_backoff: float, failures: int, chance: float) -> timedelta:

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import msgspec
 
-from retinue.errors import NotFound, RetinueError, StaleClaim
+from retinue.errors import Invalid, NotFound, RetinueError, StaleClaim
 from retinue.ids import Ids
 from retinue.nodes.model import Offer
 from retinue.storage.database import Connection
@@ -32,6 +32,7 @@ from retinue.tasks.model import (
     check,
     claim_token,
     queue_of,
+    storable,
     waiting_because,
 )
 
@@ -81,6 +82,8 @@ class TaskService:
     def _create(self, team: str, principal: str, spec: TaskSpec, key: str | None) -> "asyncio.Future[str]":
         try:
             queue = queue_of(team, check(spec))
+            if key is not None and not (0 < len(key) <= 255 and key.isprintable()):
+                raise Invalid.field("Idempotency-Key", "1 to 255 printable characters")
         except RetinueError as error:
             return _refused(error)
         body = hashlib.blake2b(msgspec.json.encode(spec), digest_size=16).hexdigest() if key is not None else ""
@@ -217,6 +220,8 @@ class TaskService:
             self.verify(hold, boot)
         except StaleClaim as error:
             return _refused(error)
+        if ending.error is not None:
+            ending = msgspec.structs.replace(ending, error=storable(ending.error))
         report = store.Finish(hold.task, hold.fence, ending, ending.digest(), self._random.random())
         return self._database.submit(store.FINISH, report)
 
