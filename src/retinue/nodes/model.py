@@ -1,5 +1,6 @@
 """Nodes as values. No I/O."""
 
+from collections.abc import Collection
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Final
@@ -48,6 +49,11 @@ class Registration(msgspec.Struct, frozen=True):
     resources: Resources = Resources()
 
 
+# A node with such a capability is reserved: it takes only tasks that require it, as the node inside a foreground
+# client does that must not begin what others left waiting in the store.
+RESERVED: Final = "client:"
+
+
 class Offer(msgspec.Struct, frozen=True):
     """What a connected node offers: who it is, what it has, how many workers."""
 
@@ -63,3 +69,7 @@ class Offer(msgspec.Struct, frozen=True):
     def has(self, wanted: str) -> bool:
         """Whether a capability is there: `tool:git` is met by `tool:git:2.39` too."""
         return wanted in self.capabilities or any(have.startswith(wanted + ":") for have in self.capabilities)
+
+    def reserved(self, requires: Collection[str]) -> bool:
+        """Whether it is kept for other tasks than those which require this."""
+        return any(have.startswith(RESERVED) and have not in requires for have in self.capabilities)

@@ -11,7 +11,7 @@ from typing import Any, Final, Literal
 import msgspec
 
 from retinue.errors import Invalid, NotSupported
-from retinue.nodes.model import Offer
+from retinue.nodes.model import RESERVED, Offer
 from retinue.nodes.resources import Resources
 
 
@@ -269,6 +269,7 @@ class Queue(msgspec.Struct, frozen=True):
             and self.node in (None, node.name, node.node)
             and all(node.labels.get(key) == value for key, value in self.labels.items())
             and all(node.has(wanted) for wanted in self.requires)
+            and not node.reserved(self.requires)
             and self.resources.fits(node.resources)
         )
 
@@ -279,6 +280,12 @@ def queue_of(team: str, spec: TaskSpec) -> Queue:
     parts = (team, sorted(spec.labels.items()), sorted(requires), spec.node, spec.resources)
     digest = hashlib.blake2b(msgspec.msgpack.encode(parts), digest_size=10).hexdigest()
     return Queue(digest, team, dict(spec.labels), tuple(sorted(requires)), spec.node, spec.resources)
+
+
+def freed(spec: TaskSpec) -> TaskSpec:
+    """The spec without what tied it to a client that may be gone: anyone may run it again, without its input."""
+    requires = [wanted for wanted in spec.requires if not wanted.startswith(RESERVED)]
+    return msgspec.structs.replace(spec, session=None, stdin=False, requires=requires)
 
 
 def rank(ready_at: int, priority: str) -> int:
@@ -436,8 +443,9 @@ def waiting_because(
         return Reason("NOT_BEFORE", f"It is scheduled for {when}.")
     if status is not TaskStatus.PENDING:
         return None
+    offers = [offer for offer in offers if not offer.reserved(queue.requires)]
     if not offers:
-        return Reason("NO_NODE", "No node is connected; start one with `retinue run` or `retinue node join`.")
+        return Reason("NO_NODE", "No node takes it just now; one starts with `retinue task wait`.")
     able = [offer for offer in offers if queue.served_by(offer)]
     if not able:
         return Reason("NO_MATCHING_NODE", f"No connected node can run it: {_lacking(queue, offers)}.")
