@@ -154,11 +154,16 @@ class SystemProcesses:
         self._guardian: _Guardian | None = None
         self._look: asyncio.TimerHandle | None = None
 
-    async def start(self, launch: Launch) -> Running:
-        loop = asyncio.get_running_loop()
+    def guard(self) -> "_Guardian":
+        """Start the guardian, once; `start` does. For a node that starts other things marked with its boot id first."""
         if self._guardian is None:
             CHILDREN.adopt()
             self._guardian = _Guardian(self._boot)
+        return self._guardian
+
+    async def start(self, launch: Launch) -> Running:
+        loop = asyncio.get_running_loop()
+        guard = self.guard()
         try:
             launch.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
@@ -166,7 +171,7 @@ class SystemProcesses:
         attempt = launch.env.get("RETINUE_ATTEMPT")
         program = _Program(loop, launch, {**launch.env, guardian.BOOT: self._boot}, attempt, self._ended)
         self._running.add(program)
-        self._guardian.started(program.pid, attempt or "-")
+        guard.started(program.pid, attempt or "-")
         if self._look is None:
             self._look = loop.call_later(_LOOK_SECONDS, self._look_after)
         return program
