@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import SystemRandom  # noqa: TID251 - the production end of the port
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import psutil
 from platformdirs import user_state_path
@@ -19,18 +19,23 @@ from retinue.coordinator.app import Coordinator
 from retinue.coordinator.datadir import DataDir
 from retinue.coordinator.door import LocalTransport
 from retinue.coordinator.interface import Interface
-from retinue.coordinator.opening import open_coordinator
-from retinue.errors import StoreBroken
+from retinue.coordinator.looking import Looking, open_looking
+from retinue.coordinator.opening import abandon_nodes, open_coordinator
+from retinue.errors import DataDirHeld, StoreBroken
 from retinue.node.daemon import Node, NodeSettings
 from retinue.node.runners.function import FunctionRunner
 from retinue.node.runners.process import ProcessRunner
 from retinue.node.runners.runner import NodeFacts, Runner
 from retinue.node.runners.system import SystemProcesses
+from retinue.nodes.model import RESERVED
 from retinue.nodes.resources import Resources
 from retinue.routes import Caller
+from retinue.tasks.prune import Retention
 
 T = TypeVar("T")
 LOCAL = "local"  # the principal of whoever may use the data directory
+PATIENCE = 5.0  # seconds to wait for a process that holds the data directory only for a moment
+Serve = Literal["all", "own", "nothing"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +48,13 @@ class EmbeddedSettings:
     workers: int = field(default_factory=lambda: os.cpu_count() or 1)
     labels: dict[str, str] = field(default_factory=dict)
     apps: Sequence[str] = ()
+    retention: Retention = field(default_factory=Retention)
+    serve: Serve = "all"
 
 
 class Embedded:
-    """A running coordinator and node. `stop` ends every attempt first and leaves nothing behind."""
+    """A running coordinator and, unless it serves nothing, a node. `stop` ends every attempt first and leaves nothing
+    behind. One that serves its `own` runs only tasks that require what `requires` says."""
 
     def __init__(self, data_dir: DataDir, coordinator: Coordinator, settings: EmbeddedSettings) -> None:
         self._data_dir = data_dir
@@ -65,6 +73,7 @@ class Embedded:
         self._settings = settings
         self._runners = runners
         self._boot = boot
+        self.requires = [f"{RESERVED}{boot}"] if settings.serve == "own" else []
         self.node: Node | None = None
         self._running: asyncio.Task[None] | None = None
 
@@ -76,12 +85,21 @@ class Embedded:
             DataDirHeld: another process uses it. ConfigInvalid, StoreNewer, StoreBehind, StoreNotDurable, Unavailable.
         """
         data_dir = DataDir(settings.data_dir)
-        data_dir.hold()
+        await _hold(data_dir, brief=settings.serve == "nothing")
         try:
-            coordinator = open_coordinator(data_dir, settings.store_url, SystemClock(), SystemRandom())
+            coordinator = open_coordinator(
+                data_dir, settings.store_url, SystemClock(), SystemRandom(), retention=settings.retention
+            )
             embedded = cls(data_dir, coordinator, settings)
-            await coordinator.start()
-            await embedded._start_node()
+            try:
+                await coordinator.start()
+                if coordinator.settings.alone:
+                    await abandon_nodes(coordinator)
+                if settings.serve != "nothing":
+                    await embedded._start_node()
+            except BaseException:
+                await embedded.stop()
+                raise
         except BaseException:
             data_dir.release()
             raise
@@ -95,7 +113,7 @@ class Embedded:
             name=s.node,
             workers=s.workers,
             labels=s.labels,
-            capabilities=("local_filesystem", f"os:{platform.system().lower()}", *functions),
+            capabilities=("local_filesystem", f"os:{platform.system().lower()}", *functions, *self.requires),
             resources=Resources(cpu=float(os.cpu_count() or 1), memory_mb=memory),
         )
 
@@ -104,7 +122,11 @@ class Embedded:
 
         self.node = Node(node, self._boot, coordinator.ports.clock, coordinator.ports.random, dial, self._runners)
         self._running = asyncio.get_running_loop().create_task(self.node.run(), name="node")
-        await self.node.connected.wait()
+        connected = asyncio.get_running_loop().create_task(self.node.connected.wait())
+        await asyncio.wait([connected, self._running], return_when=asyncio.FIRST_COMPLETED)
+        if self._running.done():
+            connected.cancel()
+            self._running.result()
 
     def transport(self) -> LocalTransport:
         """How a client inside this process speaks to it."""
@@ -128,6 +150,42 @@ class Embedded:
         self._data_dir.release()
         if self.coordinator.broken is not None:
             raise StoreBroken(**self.coordinator.broken.details)
+
+
+async def _hold(data_dir: DataDir, *, brief: bool) -> None:
+    """Hold it; when who holds it will soon be done, wait for that."""
+    clock = SystemClock()
+    until = clock.monotonic() + PATIENCE
+    while True:
+        try:
+            data_dir.hold(brief=brief)
+        except DataDirHeld as error:
+            if not error.details.get("brief", True) or clock.monotonic() > until:
+                raise
+            await clock.sleep(0.02)
+        else:
+            return
+
+
+class LookingTransport(LocalTransport):
+    """`Transport` that only reads, whoever holds the data directory; `note` says what it looks at."""
+
+    def __init__(self, looking: Looking, note: str | None) -> None:
+        super().__init__(Interface(looking), Caller(looking.team, LOCAL))
+        self._looking = looking
+        self.note = note
+
+    @classmethod
+    async def start(cls, settings: EmbeddedSettings) -> "LookingTransport":
+        """Open the store for reading. No node is started and nothing that waits is run.
+
+        Raises:
+            StoreNewer, Unavailable: it cannot be read.
+        """
+        return cls(*await open_looking(settings.data_dir, settings.store_url, SystemClock(), SystemRandom()))
+
+    async def close(self) -> None:
+        await self._looking.stop()
 
 
 class EmbeddedTransport:

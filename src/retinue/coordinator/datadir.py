@@ -44,8 +44,8 @@ class DataDir:
         """The folder of a node that runs here."""
         return self.path / "nodes" / name
 
-    def hold(self) -> None:
-        """Be the one process that uses it, until `release` or the end of this process.
+    def hold(self, *, brief: bool = False) -> None:
+        """Be the one process that uses it, until `release` or the end of this process; `brief` says it will be short.
 
         Raises:
             DataDirHeld: another one does; the sentence says which.
@@ -62,7 +62,7 @@ class DataDir:
                 **holder,
             ) from None
         os.ftruncate(handle, 0)
-        os.pwrite(handle, json.dumps({"pid": os.getpid(), "command": _command()}).encode(), 0)
+        os.pwrite(handle, json.dumps({"pid": os.getpid(), "command": _command(), "brief": brief}).encode(), 0)
         self._lock = handle
 
     def release(self) -> None:
@@ -101,6 +101,24 @@ class DataDir:
         finally:
             os.close(handle)
         beside.replace(path)
+
+
+def holder(path: Path) -> dict[str, Any] | None:
+    """The living process that holds a data directory (`pid`, `command`, `brief`), without touching its lock."""
+    try:
+        handle = os.open(path / "lock", os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        found = _read(handle)
+        os.kill(int(found["pid"]), 0)
+    except PermissionError:
+        return found
+    except (KeyError, OSError, TypeError, ValueError):
+        return None
+    finally:
+        os.close(handle)
+    return found
 
 
 def _read(handle: int) -> dict[str, Any]:

@@ -3,15 +3,23 @@
 from pathlib import Path
 from random import Random  # noqa: TID251 - the type of the port
 
+import msgspec
+
 from retinue.bus.memory import MemoryBus
 from retinue.clock import Clock
 from retinue.coordinator.app import Coordinator, Ports, Settings, Timing
 from retinue.coordinator.datadir import DataDir
 from retinue.errors import ConfigInvalid
+from retinue.events.store import highest
+from retinue.nodes.model import NodeStatus
+from retinue.nodes.store import LEAVES, nodes
+from retinue.storage import schema
 from retinue.storage.blobs import DirectoryBlobs
-from retinue.storage.database import Engine
+from retinue.storage.database import Engine, Transaction
 from retinue.storage.sqlite import Sqlite
 from retinue.tasks.prune import Retention
+from retinue.tasks.store import HELLO, Presence
+from retinue.teams import store as teams
 
 
 def open_coordinator(
@@ -47,13 +55,73 @@ def open_engine(data_dir: DataDir, store_url: str | None, clock: Clock) -> tuple
     Raises:
         ConfigInvalid: the URL is none. StoreNewer, StoreNotDurable, Unavailable: it cannot be used.
     """
-    if store_url is None:
-        return Sqlite(data_dir.database, clock), 1
-    scheme, _, rest = store_url.partition("://")
-    if scheme == "sqlite":
-        return Sqlite(Path(rest.removeprefix("/") if rest.startswith("/./") else rest), clock), 1
-    if scheme in ("postgresql", "postgres"):
-        from retinue.storage.postgres import Postgres
+    file = store_file(data_dir.path, store_url)
+    if file is not None:
+        return Sqlite(file, clock), 1
+    from retinue.storage.postgres import Postgres
 
-        return Postgres(store_url, clock), 2
-    raise ConfigInvalid(f"store.url: {scheme}:// is not known; use sqlite:///PATH or postgresql://USER@HOST/NAME.")
+    return Postgres(str(store_url), clock), 2
+
+
+def store_file(data_dir: Path, store_url: str | None) -> Path | None:
+    """The SQLite file that is meant; None when it is a PostgreSQL server.
+
+    Raises:
+        ConfigInvalid: the URL is neither.
+    """
+    if store_url is None:
+        return data_dir / "retinue.db"
+    scheme, _, rest = store_url.partition("://")
+    if scheme == "sqlite" and rest.strip("/"):
+        return Path(rest.removeprefix("/") if rest.startswith("/./") else rest)
+    if scheme in ("postgresql", "postgres"):
+        return None
+    raise ConfigInvalid(f"store.url: {store_url} is not known; use sqlite:///PATH or postgresql://USER@HOST/NAME.")
+
+
+async def abandon_nodes(coordinator: Coordinator) -> None:
+    """Give back what the nodes of dead processes hold and call them offline. Only for who holds the data directory:
+    then every node that was inside another process is gone."""
+    known = await coordinator.database.read(lambda connection: nodes(connection, coordinator.team))
+    for node in known:
+        if node.status != NodeStatus.OFFLINE:
+            await coordinator.database.submit(HELLO, Presence(node.id, node.boot, ()))
+            await coordinator.database.submit(LEAVES, (node.id, node.boot))
+
+
+class Accepted(msgspec.Struct, frozen=True):
+    """What became of a store that was behind: what this machine remembered, what was found, the epoch it has now."""
+
+    remembered: tuple[int, int]
+    found: tuple[int, int]
+    epoch: int
+
+
+async def accept_restore(data_dir: DataDir, store_url: str | None, clock: Clock) -> Accepted | None:
+    """Take a restored store as it is: a new epoch voids every claim of before. None when it was not behind.
+
+    Raises:
+        StoreNewer, StoreNotDurable, Unavailable: it cannot be used.
+    """
+    engine, _ = open_engine(data_dir, store_url, clock)
+    try:
+        found = await engine.read(lambda connection: (connection.epoch, highest(connection)))
+        remembered = data_dir.remembered()
+        if found >= remembered:
+            return None
+        epoch = max(found[0], remembered[0]) + 1
+
+        def accept(transaction: Transaction) -> int:
+            transaction.run(schema.WRITE_META, "epoch", str(epoch))
+            every = [
+                node for team in teams.names(transaction.connection) for node in nodes(transaction.connection, team)
+            ]
+            HELLO.apply(transaction, [Presence(node.id, node.boot, ()) for node in every])
+            return epoch
+
+        await engine.write(accept)
+        position = await engine.read(highest)
+        data_dir.remember(epoch, position)
+    finally:
+        await engine.close()
+    return Accepted(remembered, found, epoch)
