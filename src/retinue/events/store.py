@@ -19,16 +19,18 @@ PAGE = Statement(
     "SELECT team, position, type, at, subject, node, actor, data FROM events"
     " WHERE team = ? AND position > ? ORDER BY position LIMIT ?"
 )
+TIP = Statement("SELECT position, chain FROM teams WHERE id = ?")
 ENDS = Statement("SELECT start, position FROM teams WHERE id = ?")
 ALL_LINKS = Statement("SELECT first, last, digest FROM links WHERE team = ? ORDER BY last")
 HIGHEST = Statement("SELECT COALESCE(SUM(position), 0) FROM teams")
 DENY = Statement(
     "INSERT INTO denials (team, who, what, minute, times)"
     " SELECT team, who, what, retinue_now() / 60000000, times"
-    " FROM {rows d(team text, who text, what text, times bigint)} WHERE true ON CONFLICT (team, who, what, minute) DO UPDATE SET times = denials.times + excluded.times"
+    " FROM {rows d(team text, who text, what text, times bigint)} WHERE true"
+    " ON CONFLICT (team, who, what, minute) DO UPDATE SET times = denials.times + excluded.times"
 )
-# The oldest event that is kept: one of the last link before the time, so that a kept link still verifies.
-PRUNE_UPTO = Statement("SELECT MAX(last) FROM links WHERE team = ? AND at < ?")
+# A bite ends at a link, so that what is kept still verifies; the first link goes whole, however long it is.
+NEXT_LINKS = Statement("SELECT last, at FROM links WHERE team = ? AND last > ? ORDER BY last LIMIT ?")
 PRUNE_EVENTS = Statement("DELETE FROM events WHERE team = ? AND position <= ? AND position > ?")
 PRUNE_LINKS = Statement("DELETE FROM links WHERE team = ? AND last < ?")
 SET_START = Statement("UPDATE teams SET start = ? WHERE id = ? AND start < ?")
@@ -109,30 +111,30 @@ def highest(connection: Connection) -> int:
 def broken_links(connection: Connection, team: str) -> list[int]:
     """The positions of links that do not verify: an event was changed, removed or added behind our back."""
     broken = []
+    reached = pruned = start(connection, team)
     previous = ""
-    pruned = start(connection, team)
     for first, upto, digest in connection.rows(ALL_LINKS, team):
-        if upto <= pruned:
-            previous = digest  # the sealed checkpoint that pruning ends at
-            continue
-        rows = connection.rows(PAGE, team, first - 1, upto - first + 1)
-        if link(previous, rows) != digest:
-            broken.append(upto)
+        if upto > pruned:  # what is before it is the sealed checkpoint that pruning ends at
+            rows = connection.rows(PAGE, team, first - 1, upto - first + 1)
+            if first != reached + 1 or link(previous, rows) != digest:
+                broken.append(int(upto))
+            reached = int(upto)
         previous = digest
+    ends = connection.rows(TIP, team)
+    if ends and ((reached, previous) != ends[0][:2] or connection.rows(PAGE, team, reached, 1)):
+        broken.append(reached)  # the last ones are gone, or there are some that no link covers
     return broken
 
 
 def prune(transaction: Transaction, team: str, before: int, most: int = 10_000) -> int:
     """Delete at most `most` events older than `before`, up to a link, which stays as the checkpoint; how many."""
-    found = transaction.row(PRUNE_UPTO, team, before)
-    ends = transaction.row(ENDS, team)
-    if found is None or found[0] is None or ends is None or found[0] <= ends[0]:
+    begin = upto = start(transaction.connection, team)
+    for last_of_link, at in transaction.rows(NEXT_LINKS, team, begin, most):
+        if at >= before or (upto > begin and last_of_link > begin + most):
+            break
+        upto = int(last_of_link)
+    if upto == begin or not transaction.run(SET_START, upto, team, upto):
         return 0
-    begin = int(ends[0])
-    upto = int(found[0])
-    if upto - begin > most:
-        upto = max((at for _, at, _ in transaction.rows(ALL_LINKS, team) if at <= begin + most), default=upto)
-    transaction.run(SET_START, upto, team, upto)
     gone = transaction.run(PRUNE_EVENTS, team, upto, begin)
     transaction.run(PRUNE_LINKS, team, upto)
     return gone

@@ -13,13 +13,17 @@ from retinue.nodes.resources import Resources
 from retinue.storage.database import Connection, Kind, Transaction
 from retinue.storage.sql import Row, Statement
 
-FIND = Statement("SELECT id, boot, status, seen_at, retinue_now() FROM nodes WHERE team = ? AND name = ?")
-UPSERT = Statement(
+# A new name is inserted, not looked for: of two processes that bring it at once, the second meets the first one's row.
+ADD = Statement(
     "INSERT INTO nodes (id, team, name, status, boot, workers, labels, capabilities, resources, created_at, seen_at)"
-    " VALUES (?, ?, ?, 'online', ?, ?, ?, ?, ?, retinue_now(), retinue_now())"
-    " ON CONFLICT (team, name) DO UPDATE SET status = 'online', boot = excluded.boot, workers = excluded.workers,"
-    " labels = excluded.labels, capabilities = excluded.capabilities, resources = excluded.resources,"
-    " seen_at = excluded.seen_at"
+    " VALUES (?, ?, ?, 'offline', ?, 0, '{}', '[]', '{}', retinue_now(), retinue_now()) ON CONFLICT DO NOTHING"
+)
+FIND = Statement(
+    "SELECT id, boot, status, seen_at, retinue_now() FROM nodes WHERE team = ? AND name = ?{postgres: FOR UPDATE}"
+)
+REGISTERED = Statement(
+    "UPDATE nodes SET status = 'online', boot = ?, workers = ?, labels = ?, capabilities = ?, resources = ?,"
+    " seen_at = retinue_now() WHERE id = ?"
 )
 SEEN = Statement(
     "UPDATE nodes SET seen_at = retinue_now() FROM {rows s(id text, boot text)}"
@@ -27,7 +31,8 @@ SEEN = Statement(
 )
 BACK = Statement(
     "UPDATE nodes SET status = 'online' FROM {rows s(id text, boot text)}"
-    " WHERE nodes.id = s.id AND nodes.boot = s.boot AND nodes.status = 'offline' RETURNING nodes.team, nodes.id, nodes.name"
+    " WHERE nodes.id = s.id AND nodes.boot = s.boot AND nodes.status = 'offline'"
+    " RETURNING nodes.team, nodes.id, nodes.name"
 )
 LEAVE = Statement(
     "UPDATE nodes SET status = 'offline' FROM {rows s(id text, boot text)}"
@@ -48,19 +53,22 @@ def _register(transaction: Transaction, items: Sequence[tuple[Registration, int]
     """Each item is a registration and for how many microseconds an older boot counts as still answering."""
     outcomes: list[str | RetinueError] = []
     for new, answers_for in items:
+        transaction.run(ADD, new.id, new.team, new.name, new.boot)
         found = transaction.row(FIND, new.team, new.name)
-        node = str(found[0]) if found else new.id
-        if found and found[1] != new.boot and found[2] != NodeStatus.OFFLINE and found[3] > found[4] - answers_for:
+        if found is None:
+            raise LookupError(f"the id {new.id} is another node's")
+        node, boot, status, seen_at, now = found
+        if boot != new.boot and status != NodeStatus.OFFLINE and seen_at > now - answers_for:
             outcomes.append(NodeDuplicate(node=new.name))
             continue
         encoded = [msgspec.json.encode(part).decode() for part in (new.labels, new.capabilities, new.resources)]
-        transaction.run(UPSERT, node, new.team, new.name, new.boot, new.workers, *encoded)
+        transaction.run(REGISTERED, new.boot, new.workers, *encoded, node)
         data = {"node_id": new.name, "boot": new.boot, "workers": new.workers}
         facts = [NewEvent(new.team, "node.registered", node, data, node)]
-        if not found or found[2] == NodeStatus.OFFLINE:
+        if status == NodeStatus.OFFLINE:
             facts.append(NewEvent(new.team, "node.online", node, {"node_id": new.name}, node))
         transaction.later(APPEND, facts)
-        outcomes.append(node)
+        outcomes.append(str(node))
     return outcomes
 
 
@@ -95,6 +103,7 @@ SILENCE: Kind[int, int] = Kind("node.silence", 7, _silent)
 
 def seen(transaction: Transaction, boots: Sequence[tuple[str, str]]) -> None:
     """Note that these (node, boot) were heard of now; one that was offline is online again."""
+    boots = sorted(boots)  # in one order, so that two groups of renewals wait for each other and do not deadlock
     transaction.run(SEEN, boots)
     transaction.later(
         APPEND,

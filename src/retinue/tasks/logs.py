@@ -13,8 +13,10 @@ from retinue.tasks.store import stale
 SEGMENT: Final = 256 * 1024
 INLINE: Final = 16 * 1024
 
-HELD: Final = Statement("SELECT 1 FROM running WHERE id = ? AND fence = ? AND attempt = ?")
-END_OF: Final = Statement("SELECT COALESCE(MAX(start + size), 0) FROM logs WHERE attempt = ? AND stream = ?")
+# Locked against the claim's end, so that nothing is taken from a holder that is stale when it is committed.
+HELD: Final = Statement("SELECT 1 FROM running WHERE id = ? AND fence = ? AND attempt = ?{postgres: FOR KEY SHARE}")
+# The last segment only: a talkative attempt has thousands.
+END_OF: Final = Statement("SELECT start + size FROM logs WHERE attempt = ? AND stream = ? ORDER BY start DESC LIMIT 1")
 ADD: Final = Insert(
     "logs",
     "attempt text, stream text, start bigint, size bigint, at bigint, digest text, data bytea",
@@ -22,6 +24,7 @@ ADD: Final = Insert(
 NOW: Final = Statement("SELECT retinue_now()")
 SEGMENTS: Final = Statement(
     "SELECT start, size, digest, data FROM logs WHERE attempt = ? AND stream = ? AND start + size > ?"
+    " AND start >= COALESCE((SELECT MAX(start) FROM logs WHERE attempt = ? AND stream = ? AND start <= ?), 0)"
     " ORDER BY start LIMIT ?"
 )
 SIZES: Final = Statement("SELECT stream, MAX(start + size) FROM logs WHERE attempt = ? GROUP BY stream ORDER BY stream")
@@ -48,7 +51,8 @@ def _append(transaction: Transaction, items: Sequence[Segment]) -> list[int | Re
         if not transaction.row(HELD, item.task, item.fence, item.attempt):
             outcomes.append(stale(transaction, item.task, item.fence))
             continue
-        kept = int(transaction.rows(END_OF, item.attempt, item.stream)[0][0])
+        last = transaction.row(END_OF, item.attempt, item.stream)
+        kept = int(last[0]) if last else 0
         if item.start == kept:
             transaction.insert(ADD, [(item.attempt, item.stream, item.start, item.size, at, item.digest, item.data)])
             kept += item.size
@@ -65,7 +69,7 @@ def segments(
     """(start, size, digest, data) of the segments that hold what comes after `offset`."""
     return [
         (r[0], r[1], r[2], None if r[3] is None else bytes(r[3]))
-        for r in connection.rows(SEGMENTS, attempt, stream, offset, most)
+        for r in connection.rows(SEGMENTS, attempt, stream, offset, attempt, stream, offset, most)
     ]
 
 

@@ -215,8 +215,8 @@ def check(spec: TaskSpec) -> TaskSpec:
         raise Invalid.field("backoff_seconds", "from 0 to a day")
     if not 0 < spec.output_limit_bytes <= 1 << 34:
         raise Invalid.field("output_limit_bytes", "more than 0 and at most 16 GiB")
-    if min(spec.resources.cpu, spec.resources.memory_mb, spec.resources.gpu) < 0:
-        raise Invalid.field("resources", "not less than 0")
+    if not all(0 <= part < 1e9 for part in (spec.resources.cpu, spec.resources.memory_mb, spec.resources.gpu)):
+        raise Invalid.field("resources", "not less than 0, and less than 10^9")
     for at in ("deadline", "not_before"):
         value = getattr(spec, at)
         if value is not None and value.tzinfo is None:
@@ -277,9 +277,11 @@ class Queue(msgspec.Struct, frozen=True):
 def queue_of(team: str, spec: TaskSpec) -> Queue:
     """The line a task waits in. Its id is a digest of the requirement set, so nobody has to look it up."""
     requires = {*spec.requires, *([f"function:{spec.function}"] if spec.function else [])}
-    parts = (team, sorted(spec.labels.items()), sorted(requires), spec.node, spec.resources)
+    # One core is one core, whether somebody wrote 1 or 1.0: the spec read back from the store says the same queue.
+    resources = Resources(float(spec.resources.cpu) + 0.0, spec.resources.memory_mb, spec.resources.gpu)
+    parts = (team, sorted(spec.labels.items()), sorted(requires), spec.node, resources)
     digest = hashlib.blake2b(msgspec.msgpack.encode(parts), digest_size=10).hexdigest()
-    return Queue(digest, team, dict(spec.labels), tuple(sorted(requires)), spec.node, spec.resources)
+    return Queue(digest, team, dict(spec.labels), tuple(sorted(requires)), spec.node, resources)
 
 
 def freed(spec: TaskSpec) -> TaskSpec:
@@ -359,7 +361,7 @@ def storable(text: str, most: int = 10_000) -> str:
 
 
 def backoff(spec_backoff: float, failures: int, chance: float) -> timedelta:
-    """How long to wait after the n-th failure: doubling, at most an hour, spread by up to a quarter (`chance` in 0..1)."""
+    """How long to wait after the n-th failure: doubling, at most an hour, up to a quarter more (`chance` in 0..1)."""
     return timedelta(seconds=min(3600.0, spec_backoff * 2.0 ** min(failures - 1, 30)) * (1 + chance / 4))
 
 

@@ -13,7 +13,8 @@ from retinue.storage.sql import Statement
 from retinue.tasks.model import Progress
 from retinue.tasks.store import stale
 
-HOLDER: Final = Statement("SELECT team, node, attempt FROM running WHERE id = ? AND fence = ?")
+# Locked against the claim's end, so that nothing is taken from a holder that is stale when it is committed.
+HOLDER: Final = Statement("SELECT team, node, attempt FROM running WHERE id = ? AND fence = ?{postgres: FOR KEY SHARE}")
 LATEST: Final = Statement("SELECT fence, data FROM progress WHERE task = ?")
 SET: Final = Statement(
     "INSERT INTO progress (task, fence, data, at) VALUES (?, ?, ?, retinue_now())"

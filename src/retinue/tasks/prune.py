@@ -1,4 +1,4 @@
-"""Everything has an end: what is older than its retention is deleted, in small bites, children before what they hang on."""
+"""Everything has an end: what is older than its retention is deleted in small bites, before what it hangs on."""
 
 from collections.abc import Iterable, Sequence
 from typing import Final
@@ -44,19 +44,29 @@ OLD_LOGS: Final = Statement(
     " (SELECT attempt, stream, start FROM logs WHERE at < ? ORDER BY at LIMIT ?) RETURNING digest"
 )
 # A finished task stays while an unfinished one names it: as its parent, or as what it waits for.
-OLD_TASKS: Final = Statement(
-    "SELECT id, team, status FROM tasks WHERE finished_at < ?"
-    " AND NOT EXISTS (SELECT 1 FROM edges JOIN tasks c ON c.id = edges.child"
+_NAMED: Final = (
+    "EXISTS (SELECT 1 FROM edges JOIN tasks c ON c.id = edges.child"
     " WHERE edges.parent = tasks.id AND c.finished_at IS NULL)"
-    " AND NOT EXISTS (SELECT 1 FROM tasks c WHERE c.parent = tasks.id AND c.finished_at IS NULL)"
-    " ORDER BY finished_at LIMIT ?"
+    " OR EXISTS (SELECT 1 FROM tasks c WHERE c.parent = tasks.id AND c.finished_at IS NULL)"
+)
+OLD_TASKS: Final = Statement(
+    f"SELECT id, team, status FROM tasks WHERE finished_at < ? AND NOT ({_NAMED})"  # noqa: S608 - text of ours
+    " ORDER BY finished_at LIMIT ?{postgres: FOR UPDATE SKIP LOCKED}"
+)
+# Looked at again under the lock: a child may have been committed between the look and the lock.
+NAMED_NOW: Final = Statement(
+    f"SELECT id FROM tasks WHERE id IN (SELECT id FROM {{rows m(id text)}}) AND ({_NAMED})"  # noqa: S608 - as above
+)
+OLD_DENIALS: Final = Statement(
+    "DELETE FROM denials WHERE (team, who, what, minute) IN"
+    " (SELECT team, who, what, minute FROM denials WHERE minute < ? ORDER BY minute LIMIT ?)"
 )
 LOGS_OF: Final = Statement(
     "DELETE FROM logs WHERE attempt IN (SELECT attempts.id FROM attempts"
     " WHERE attempts.task IN (SELECT id FROM {rows m(id text)})) RETURNING digest"
 )
 DROPS: Final = tuple(
-    Statement(f"DELETE FROM {table} WHERE {column} IN (SELECT id FROM {{rows m(id text)}})")
+    Statement(f"DELETE FROM {table} WHERE {column} IN (SELECT id FROM {{rows m(id text)}})")  # noqa: S608 - as above
     for table, column in (
         ("attempts", "task"),
         ("edges", "child"),
@@ -82,9 +92,14 @@ def _bite(transaction: Transaction, keep: Retention) -> Pruned:
         events.prune(transaction, team, before(keep.events), BITE) for team in teams.names(transaction.connection)
     )
     gone_keys = transaction.run(OLD_KEYS, before(keep.keys), BITE)
-    digests = {row[0] for row in transaction.rows(OLD_LOGS, before(keep.logs), BITE)}
-    gone_logs = len(digests)
+    transaction.run(OLD_DENIALS, before(keep.events) // 60_000_000, BITE)
+    logs = transaction.rows(OLD_LOGS, before(keep.logs), BITE)
+    gone_logs = len(logs)
+    digests = {row[0] for row in logs}
     finished = transaction.rows(OLD_TASKS, before(keep.tasks), BITE)
+    if finished:
+        named = {row[0] for row in transaction.rows(NAMED_NOW, [(row[0],) for row in finished])}
+        finished = [row for row in finished if row[0] not in named]
     old = [(row[0],) for row in finished]
     if old:
         transaction.later(COUNT, [(team, status, -1) for _, team, status in finished])

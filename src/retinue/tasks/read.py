@@ -14,17 +14,18 @@ from retinue.tasks.model import Attempt, AttemptStatus, Progress, Queue, Task, T
 _spec = msgspec.json.Decoder(TaskSpec).decode
 
 _TASK: Final = (
-    "tasks.id, tasks.status, tasks.spec, tasks.created_at, tasks.ready_at, tasks.finished_at, tasks.exit_code, tasks.code,"
-    " tasks.error, tasks.result, tasks.failures, tasks.queue, running.status, running.fence, running.node, running.attempt,"
-    " running.claimed_at, running.started_at, nodes.name, progress.data, tasks.attempt, tasks.waiting_on"
+    "tasks.id, tasks.status, tasks.spec, tasks.created_at, tasks.ready_at, tasks.finished_at, tasks.exit_code,"
+    " tasks.code, tasks.error, tasks.result, tasks.failures, tasks.queue, running.status, running.fence, running.node,"
+    " running.attempt, running.claimed_at, running.started_at, nodes.name, progress.data, tasks.attempt,"
+    " tasks.waiting_on"
 )
 _FROM: Final = (
     " FROM tasks LEFT JOIN running ON running.id = tasks.id LEFT JOIN nodes ON nodes.id = running.node"
-    " LEFT JOIN progress ON progress.task = tasks.id"
+    " LEFT JOIN progress ON progress.task = tasks.id AND progress.fence = COALESCE(running.fence, tasks.fence)"
 )
 ONE: Final = Statement(f"SELECT {_TASK}{_FROM} WHERE tasks.id = ? AND tasks.team = ?")
 MANY: Final = Statement(
-    f"SELECT {_TASK}{_FROM} WHERE tasks.id IN (SELECT id FROM {{rows m(id text)}}) AND tasks.team = ?"
+    f"SELECT {_TASK}{_FROM} WHERE tasks.id IN (SELECT id FROM {{rows m(id text)}}) AND tasks.team = ?"  # noqa: S608
 )
 PAGE: Final = Statement(f"SELECT {_TASK}{_FROM} WHERE tasks.team = ? AND tasks.id < ? ORDER BY tasks.id DESC LIMIT ?")
 BY_STATUS: Final = Statement(

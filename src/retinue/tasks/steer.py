@@ -10,14 +10,26 @@ from retinue.events.model import NewEvent
 from retinue.events.store import APPEND
 from retinue.storage.database import Kind, Transaction
 from retinue.storage.sql import Insert, Row, Statement
-from retinue.tasks.model import TERMINAL, AttemptStatus, Ending, FailureCode, TaskSpec, TaskStatus, rank
+from retinue.tasks.model import (
+    TERMINAL,
+    AttemptStatus,
+    Ending,
+    FailureCode,
+    TaskSpec,
+    TaskStatus,
+    freed,
+    queue_of,
+    rank,
+)
 from retinue.tasks.store import (
     ADD_ATTEMPTS,
-    DROP_RUNNING,
+    Taken,
+    fail_waiting,
     failed_for_good,
     make_ready,
     moved,
     parents_ended,
+    take,
 )
 
 _spec = msgspec.json.Decoder(TaskSpec).decode
@@ -43,28 +55,17 @@ class Stopped(msgspec.Struct, frozen=True):
 
 # -- cancel ------------------------------------------------------------------------------------------------------------
 
-FIND: Final = Statement("SELECT status FROM tasks WHERE id = ? AND team = ?{postgres: FOR UPDATE}")
+FIND: Final = Statement("SELECT status FROM tasks WHERE id = ? AND team = ?")
 TREE: Final = Statement(
     "WITH RECURSIVE tree(id) AS (SELECT id FROM {rows r(id text)}"
     " UNION SELECT tasks.id FROM tasks JOIN tree ON tasks.parent = tree.id)"
     " SELECT id FROM tree ORDER BY id"
 )
-LOCK: Final = Statement(
-    "SELECT id FROM tasks WHERE id IN (SELECT id FROM {rows t(id text)}) ORDER BY id{postgres: FOR UPDATE}"
-)
-OPEN: Final = Statement(
-    "SELECT tasks.id, tasks.team, tasks.status, tasks.queue, tasks.rank, running.fence FROM tasks"
-    " LEFT JOIN running ON running.id = tasks.id"
-    " WHERE tasks.id IN (SELECT id FROM {rows t(id text)}) AND tasks.finished_at IS NULL ORDER BY tasks.id"
-)
-DROP_READY: Final = Statement(
-    "DELETE FROM ready WHERE (queue, rank, id) IN"
-    " (SELECT queue, rank, id FROM {rows t(queue text, rank bigint, id text)})"
-)
 CANCEL_TASKS: Final = Statement(
     "UPDATE tasks SET status = 'cancelled', finished_at = retinue_now(), code = 'CANCELLED', error = m.reason,"
+    " exit_code = NULL, attempt = COALESCE(m.attempt, tasks.attempt),"
     " fence = CASE WHEN m.fence > tasks.fence THEN m.fence ELSE tasks.fence END"
-    " FROM {rows m(id text, fence bigint, reason text)} WHERE tasks.id = m.id AND tasks.finished_at IS NULL"
+    " FROM {rows m(id text, fence bigint, attempt text, reason text)} WHERE tasks.id = m.id"
 )
 
 
@@ -72,58 +73,67 @@ def _cancel(transaction: Transaction, items: Sequence[Steer]) -> list[list[Stopp
     """Cancel tasks and all below them. Exactly one of this and a completion wins; cancelling again is fine."""
     outcomes: list[list[Stopped] | RetinueError] = []
     for item in items:
-        found = transaction.row(FIND, item.task, item.team)
-        if found is None:
+        if transaction.row(FIND, item.task, item.team) is None:
             outcomes.append(NotFound(id=item.task))
-        elif found[0] in TERMINAL and found[0] != TaskStatus.CANCELLED:
-            outcomes.append(TaskFinal(task=item.task, status=found[0]))
+            continue
+        taken = take(transaction, [item.task])
+        over = None if taken else transaction.row(FIND, item.task, item.team)  # now nobody else can move it any more
+        if over is not None and over[0] != TaskStatus.CANCELLED:
+            outcomes.append(TaskFinal(task=item.task, status=over[0]))
         else:
-            outcomes.append(cancel_trees(transaction, [item.task], item.actor, item.reason))
+            outcomes.append(_cancel_below(transaction, taken, [item.task], item.actor, item.reason))
     return outcomes
 
 
 def cancel_trees(transaction: Transaction, roots: Sequence[str], actor: str, reason: str) -> list[Stopped]:
     """Cancel these tasks and everything delegated below them, whatever state each is in."""
-    tree: list[Row] = [(root,) for root in sorted(roots)]
-    while True:  # a child inserted while we waited for a lock is found in the next look
-        transaction.rows(LOCK, tree)
-        grown = transaction.rows(TREE, tree)
-        if len(grown) == len(tree):
+    return _cancel_below(transaction, take(transaction, roots), roots, actor, reason)
+
+
+def _cancel_below(
+    transaction: Transaction, taken: list[Taken], roots: Sequence[str], actor: str, reason: str
+) -> list[Stopped]:
+    """Cancel the taken ones of the roots, and everything below all of them."""
+    tree = set(roots)
+    while True:  # a child inserted while we waited for its parent's lock is found in the next look
+        grown = {str(row[0]) for row in transaction.rows(TREE, [(task,) for task in sorted(tree)])}
+        if grown == tree:
             break
+        taken = [*taken, *take(transaction, sorted(grown - tree))]
         tree = grown
-    members = transaction.rows(OPEN, tree)
-    held = transaction.rows(DROP_RUNNING, [(row[0], row[5]) for row in members if row[5] is not None])
-    transaction.run(DROP_READY, [(row[3], row[4], row[0]) for row in members if row[2] == TaskStatus.PENDING])
-    transaction.run(CANCEL_TASKS, [(row[0], row[5] or 0, reason) for row in members])
-    by_task = {str(row[0]): row for row in held}
-    transaction.insert(
-        ADD_ATTEMPTS,
-        [
-            (
-                r[0],
-                r[1],
-                r[5],
-                r[3],
-                AttemptStatus.CANCELLED,
-                None,
-                r[7],
-                r[8],
-                r[9],
-                None,
-                FailureCode.CANCELLED,
-                reason,
-            )
-            for r in held
-        ],
-    )
+    taken.sort(key=lambda one: one.task)
+    held = [one.held for one in taken if one.held is not None]
+    if taken:
+        transaction.run(
+            CANCEL_TASKS,
+            [(one.task, one.held[1] if one.held else 0, one.held[5] if one.held else None, reason) for one in taken],
+        )
+    _end_attempts(transaction, held, AttemptStatus.CANCELLED, FailureCode.CANCELLED, reason)
     facts = []
-    for task, team, status, _, _, fence in members:
-        holder = by_task.get(task)
-        moved(transaction, team, holder[6] if holder else status, TaskStatus.CANCELLED)
-        data = {"task_id": task, "reason": reason} | ({"fence": fence, "attempt": holder[5]} if holder else {})
-        facts.append(NewEvent(team, "task.cancelled", task, data, holder[3] if holder else None, actor))
+    for one in taken:
+        moved(transaction, one.team, one.status, TaskStatus.CANCELLED)
+        data = {"task_id": one.task, "reason": reason}
+        if one.held is not None:
+            data |= {"fence": one.held[1], "attempt": one.held[5]}
+        facts.append(
+            NewEvent(one.team, "task.cancelled", one.task, data, one.held[3] if one.held is not None else None, actor)
+        )
     transaction.later(APPEND, facts)
-    parents_ended(transaction, [str(row[0]) for row in members], completed=False)
+    parents_ended(transaction, [one.task for one in taken], completed=False)
+    return _stop(transaction, held)
+
+
+def _end_attempts(
+    transaction: Transaction, held: Sequence[Row], status: AttemptStatus, code: FailureCode, error: str
+) -> None:
+    """Record attempts that ended from above."""
+    transaction.insert(
+        ADD_ATTEMPTS, [(r[0], r[1], r[5], r[3], status, None, r[7], r[8], r[9], None, code, error) for r in held]
+    )
+
+
+def _stop(transaction: Transaction, held: Sequence[Row]) -> list[Stopped]:
+    """Tell the holders of ended claims."""
     for row in held:
         transaction.hint(f"cancel.{row[3]}")
     return [Stopped(row[0], row[1], row[3], row[4]) for row in held]
@@ -135,13 +145,27 @@ ENDED: Final = Statement(
     "SELECT status, spec, fence, retinue_now() FROM tasks WHERE id = ? AND team = ?{postgres: FOR UPDATE}"
 )
 REOPEN: Final = Statement(
-    "UPDATE tasks SET status = 'pending', finished_at = NULL, failures = 0, losses = 0, rank = ?, ready_at = ?,"
-    " waiting_on = 0, session = NULL, exit_code = NULL, code = NULL, error = NULL, result = NULL WHERE id = ?"
+    "UPDATE tasks SET status = ?, finished_at = NULL, failures = 0, losses = 0, rank = ?, ready_at = ?,"
+    " waiting_on = ?, spec = ?, queue = ?, session = NULL, exit_code = NULL, code = NULL, error = NULL, result = NULL"
+    " WHERE id = ?"
+)
+ABOVE: Final = Statement(
+    "SELECT tasks.id, tasks.status, edges.policy FROM edges JOIN tasks ON tasks.id = edges.parent"
+    " WHERE edges.child = ? ORDER BY tasks.id{postgres: FOR SHARE OF tasks}"
+)
+# Children that still wait have this parent before them again: no child starts before all parents are completed.
+COUNT_UP: Final = Statement(
+    "UPDATE tasks SET waiting_on = waiting_on + 1"
+    " WHERE status = 'blocked' AND id IN (SELECT child FROM edges WHERE parent = ?)"
 )
 
 
 def _retry(transaction: Transaction, items: Sequence[Steer]) -> list[RetinueError | None]:
-    """An operator's audited retry of a task that has ended: a new attempt with fresh allowances."""
+    """An operator's audited retry of a task that has ended: a new attempt with fresh allowances.
+
+    It waits for its parents as at its creation: for those that were retried before it, and it fails again at once
+    when one of them has not completed and its policy asks for that.
+    """
     outcomes: list[RetinueError | None] = []
     for item in items:
         found = transaction.row(ENDED, item.task, item.team)
@@ -150,15 +174,31 @@ def _retry(transaction: Transaction, items: Sequence[Steer]) -> list[RetinueErro
         elif found[0] not in TERMINAL:
             outcomes.append(TaskNotFinal(task=item.task, status=found[0]))
         else:
-            status, spec, fence, now = found
-            order = rank(now, _spec(spec).priority)
-            transaction.run(REOPEN, order, now, item.task)
-            make_ready(transaction, [(item.task, item.team, spec, order, fence)])
-            moved(transaction, item.team, status, TaskStatus.PENDING)
-            data = {"task_id": item.task, "status": TaskStatus.PENDING, "by": item.actor}
-            transaction.later(APPEND, [NewEvent(item.team, "task.retried", item.task, data, actor=item.actor)])
+            _reopen(transaction, item, found)
             outcomes.append(None)
     return outcomes
+
+
+def _reopen(transaction: Transaction, item: Steer, found: Row) -> None:
+    before, text, fence, now = found
+    goes_on = freed(_spec(text))
+    spec = msgspec.json.encode(goes_on).decode()
+    parents = transaction.rows(ABOVE, item.task)
+    unfinished = sum(1 for _, status, _ in parents if status not in TERMINAL)
+    spoiled = next(
+        (p for p, s, policy in parents if policy == "success" and s in TERMINAL - {TaskStatus.COMPLETED}), ""
+    )
+    status = TaskStatus.BLOCKED if unfinished or spoiled else TaskStatus.PENDING
+    order = rank(now, goes_on.priority)
+    transaction.run(REOPEN, status, order, now, unfinished, spec, queue_of(item.team, goes_on).id, item.task)
+    transaction.run(COUNT_UP, item.task)
+    if status is TaskStatus.PENDING:
+        make_ready(transaction, [(item.task, item.team, spec, order, fence)])
+    moved(transaction, item.team, before, status)
+    data = {"task_id": item.task, "status": status, "by": item.actor}
+    transaction.later(APPEND, [NewEvent(item.team, "task.retried", item.task, data, actor=item.actor)])
+    if spoiled:
+        fail_waiting(transaction, [(item.task, f"Its parent {spoiled} did not complete.")])
 
 
 # -- timers ------------------------------------------------------------------------------------------------------------
@@ -178,8 +218,8 @@ WAKE: Final = Statement(
     " RETURNING tasks.id, tasks.team, tasks.spec, tasks.rank, tasks.fence"
 )
 FAIL_DUE: Final = Statement(
-    "UPDATE tasks SET status = 'failed', finished_at = retinue_now(), code = 'DEADLINE', error = ?"
-    " WHERE id = ? AND finished_at IS NULL"
+    "UPDATE tasks SET status = 'failed', finished_at = retinue_now(), code = 'DEADLINE', error = m.error,"
+    " exit_code = NULL FROM {rows m(id text, error text)} WHERE tasks.id = m.id"
 )
 
 
@@ -198,7 +238,7 @@ def _due(transaction: Transaction, items: Sequence[int]) -> list[Due | RetinueEr
         transaction.run(DROP_TIMERS, due)
         woken = sorted(transaction.rows(WAKE, sorted({(row[1],) for row in due if row[2] == "ready"})))
         make_ready(transaction, [tuple(row) for row in woken])
-        for task, team, *_ in woken:
+        for _, team, *_ in woken:
             moved(transaction, team, TaskStatus.SCHEDULED, TaskStatus.PENDING)
         transaction.later(
             APPEND,
@@ -212,28 +252,22 @@ def _due(transaction: Transaction, items: Sequence[int]) -> list[Due | RetinueEr
 
 def _missed(transaction: Transaction, tasks: Sequence[str]) -> list[Stopped]:
     """Tasks past their deadline fail, wherever they are."""
+    if not tasks:
+        return []
     sentence = "Its deadline passed before it was done."
-    members = transaction.rows(OPEN, [(task,) for task in tasks])
-    held = transaction.rows(DROP_RUNNING, [(row[0], row[5]) for row in members if row[5] is not None])
-    transaction.insert(
-        ADD_ATTEMPTS,
-        [
-            (r[0], r[1], r[5], r[3], AttemptStatus.FAILED, None, r[7], r[8], r[9], None, FailureCode.DEADLINE, sentence)
-            for r in held
-        ],
-    )
+    taken = take(transaction, tasks)
+    held = [one.held for one in taken if one.held is not None]
+    waiting = [one for one in taken if one.held is None]
+    _end_attempts(transaction, held, AttemptStatus.FAILED, FailureCode.DEADLINE, sentence)
+    if waiting:
+        transaction.run(FAIL_DUE, [(one.task, sentence) for one in waiting])
+    for one in waiting:
+        moved(transaction, one.team, one.status, TaskStatus.FAILED)
+        data = {"task_id": one.task, "code": FailureCode.DEADLINE, "error": sentence}
+        transaction.later(APPEND, [NewEvent(one.team, "task.failed", one.task, data)])
     failed_for_good(transaction, [(row, Ending(False, code=FailureCode.DEADLINE, error=sentence)) for row in held])
-    taken = {row[0] for row in held}
-    for task, team, status, queue, order, _ in members:
-        if task in taken:
-            continue
-        transaction.run(DROP_READY, [(queue, order, task)])
-        transaction.run(FAIL_DUE, sentence, task)
-        moved(transaction, team, status, TaskStatus.FAILED)
-        data = {"task_id": task, "code": FailureCode.DEADLINE, "error": sentence}
-        transaction.later(APPEND, [NewEvent(team, "task.failed", task, data)])
-        parents_ended(transaction, [task], completed=False)
-    return [Stopped(row[0], row[1], row[3], row[4]) for row in held]
+    parents_ended(transaction, [one.task for one in waiting], completed=False)
+    return _stop(transaction, held)
 
 
 # -- sessions of foreground clients ------------------------------------------------------------------------------------
@@ -247,8 +281,8 @@ RENEW_SESSIONS: Final = Statement(
     " WHERE sessions.id = m.id RETURNING sessions.id"
 )
 DROP_SESSIONS: Final = Statement("DELETE FROM sessions WHERE id IN (SELECT id FROM {rows s(id text)})")
-LAPSED: Final = Statement("SELECT id FROM sessions WHERE lease_at < retinue_now() ORDER BY id")
-OTHER_BOOTS: Final = Statement("SELECT id FROM sessions WHERE boot <> ? ORDER BY id")
+DROP_LAPSED: Final = Statement("DELETE FROM sessions WHERE lease_at < retinue_now() RETURNING id")
+DROP_OTHER_BOOTS: Final = Statement("DELETE FROM sessions WHERE boot <> ? RETURNING id")
 TIED: Final = Statement("SELECT id FROM tasks WHERE session = ? AND finished_at IS NULL ORDER BY id")
 
 
@@ -275,21 +309,21 @@ def _keep(transaction: Transaction, items: Sequence[tuple[str, int]]) -> list[bo
 
 def _close(transaction: Transaction, items: Sequence[tuple[str, str]]) -> list[list[Stopped] | RetinueError]:
     """Each item is (session, reason): its open tasks are cancelled, never run again by surprise."""
-    return [_end_session(transaction, session, reason) for session, reason in items]
+    transaction.run(DROP_SESSIONS, sorted({(session,) for session, _ in items}))
+    return [_cancel_tied(transaction, session, reason) for session, reason in items]
 
 
 def _lapse(transaction: Transaction, items: Sequence[str | None]) -> list[list[Stopped] | RetinueError]:
     """Each item is the only coordinator boot whose sessions can live, or None: then those past their lease end."""
     outcomes: list[list[Stopped] | RetinueError] = []
     for boot in items:
-        gone = transaction.rows(LAPSED) if boot is None else transaction.rows(OTHER_BOOTS, boot)
-        stopped = [s for row in gone for s in _end_session(transaction, row[0], "its foreground client is gone")]
-        outcomes.append(stopped)
+        gone = transaction.rows(DROP_LAPSED) if boot is None else transaction.rows(DROP_OTHER_BOOTS, boot)
+        reason = "its foreground client is gone"
+        outcomes.append([s for row in sorted(gone) for s in _cancel_tied(transaction, row[0], reason)])
     return outcomes
 
 
-def _end_session(transaction: Transaction, session: str, reason: str) -> list[Stopped]:
-    transaction.run(DROP_SESSIONS, [(session,)])
+def _cancel_tied(transaction: Transaction, session: str, reason: str) -> list[Stopped]:
     tied = [str(row[0]) for row in transaction.rows(TIED, session)]
     return cancel_trees(transaction, tied, f"session {session}", reason) if tied else []
 

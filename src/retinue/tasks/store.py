@@ -1,6 +1,6 @@
 """Tasks in SQL, the hot path: create, claim, start, renew, finish, hand back, reap. Each for many tasks at once.
 
-Three tables: `tasks` is wide and cold, `ready` has a narrow row for what may be claimed, `running` one for what is held.
+Three tables: `tasks` is wide and cold; `ready` has a narrow row for what may be claimed, `running` for what is held.
 Who deletes the narrow row owns the move: that is the guard of every transition, and it stands in the statement itself.
 """
 
@@ -16,7 +16,7 @@ from retinue.events.model import NewEvent
 from retinue.events.store import APPEND, DENIED
 from retinue.nodes import store as nodes
 from retinue.nodes.resources import Resources
-from retinue.storage.database import Chore, Kind, Transaction
+from retinue.storage.database import Chore, Kind, StoreConflict, Transaction
 from retinue.storage.sql import Insert, Row, Statement
 from retinue.tasks.model import (
     MOST_LOSSES,
@@ -96,16 +96,31 @@ DROP_KEY = Statement(
 PARENTS = Statement(
     "SELECT id, team, status FROM tasks WHERE id IN (SELECT id FROM {rows p(id text)}) ORDER BY id{postgres: FOR SHARE}"
 )
-SESSION = Statement("SELECT 1 FROM sessions WHERE id = ? AND team = ?")
+# A parent that has ended hands on what is above it: nothing is inserted below a cancelled task, however deep.
+CANCELLED_ABOVE = Statement(
+    "WITH RECURSIVE up(start, parent, status) AS ("
+    "SELECT tasks.id, tasks.parent, tasks.status FROM {rows m(id text)} JOIN tasks ON tasks.id = m.id"
+    " UNION SELECT up.start, tasks.parent, tasks.status FROM up JOIN tasks ON tasks.id = up.parent"
+    " WHERE up.status IN ('completed', 'failed')) SELECT start FROM up WHERE status = 'cancelled'"
+)
+# Locked, so that a session which ends meanwhile waits and then finds its new task.
+SESSION = Statement("SELECT 1 FROM sessions WHERE id = ? AND team = ?{postgres: FOR KEY SHARE}")
 ADD_QUEUES = Insert(
     "queues",
     "id text, team text, labels text, requires text, node text, resources text",
     "ON CONFLICT (id) DO NOTHING",
 )
 COUNT_QUEUES = Statement("SELECT COUNT(*) FROM queues WHERE team = ?")
-HAS_QUEUE = Statement("SELECT 1 FROM queues WHERE id = ?")
+# Whoever puts a task into a queue keeps its row from being dropped until that is committed.
+HAS_QUEUE = Statement("SELECT 1 FROM queues WHERE id = ?{postgres: FOR KEY SHARE}")
+EMPTY_QUEUES = Statement(
+    "SELECT id FROM queues WHERE team = ? AND NOT EXISTS (SELECT 1 FROM ready WHERE ready.queue = queues.id)"
+    " ORDER BY id{postgres: FOR UPDATE SKIP LOCKED}"
+)
+# Looked at again under the lock: a task may have been committed into one between the look and the lock.
 DROP_EMPTY_QUEUES = Statement(
-    "DELETE FROM queues WHERE team = ? AND NOT EXISTS (SELECT 1 FROM ready WHERE ready.queue = queues.id)"
+    "DELETE FROM queues WHERE id IN (SELECT id FROM {rows q(id text)})"
+    " AND NOT EXISTS (SELECT 1 FROM ready WHERE ready.queue = queues.id)"
 )
 NOW = Statement("SELECT retinue_now()")
 ADD_TASKS = Insert(
@@ -126,10 +141,7 @@ def _create(transaction: Transaction, items: Sequence[NewTask]) -> list[str | Re
     fresh = _first_of_their_key(transaction, items, outcomes)
     admitted = _with_live_parents(transaction, items, fresh, outcomes)
     admitted = _with_a_queue(transaction, items, admitted, outcomes)
-    for place, outcome in outcomes.items():
-        item = items[place]
-        if item.key is not None and isinstance(outcome, RetinueError):
-            transaction.run(DROP_KEY, item.team, item.principal, item.key, item.id)
+    _free_keys(transaction, items, outcomes)
     now = int(transaction.rows(NOW)[0][0])
     tasks: list[Row] = []
     ready: list[Row] = []
@@ -187,6 +199,19 @@ def _create(transaction: Transaction, items: Sequence[NewTask]) -> list[str | Re
     return [outcomes[place] for place in range(len(items))]
 
 
+def _free_keys(transaction: Transaction, items: Sequence[NewTask], outcomes: dict[int, str | RetinueError]) -> None:
+    """A submission that is refused gives its key back; those of its group that met its key are refused as it was."""
+    refused: dict[str, RetinueError] = {}
+    for place, outcome in outcomes.items():
+        item = items[place]
+        if item.key is not None and isinstance(outcome, RetinueError):
+            transaction.run(DROP_KEY, item.team, item.principal, item.key, item.id)
+            refused[item.id] = outcome
+    for place, outcome in outcomes.items():
+        if isinstance(outcome, str) and outcome in refused:
+            outcomes[place] = refused[outcome]
+
+
 def _first_of_their_key(
     transaction: Transaction, items: Sequence[NewTask], outcomes: dict[int, str | RetinueError]
 ) -> list[int]:
@@ -194,6 +219,8 @@ def _first_of_their_key(
     keyed = [item for item in items if item.key is not None]
     if not keyed:
         return list(range(len(items)))
+    # In key order, so that groups which meet in several keys wait for each other in one direction.
+    keyed.sort(key=lambda item: (item.team, item.principal, item.key or ""))
     taken = transaction.rows(TAKE_KEY, [(i.team, i.principal, i.key, i.body, i.id) for i in keyed])
     won = {str(row[0]) for row in taken}
     fresh = []
@@ -201,8 +228,10 @@ def _first_of_their_key(
         if item.key is None or item.id in won:
             fresh.append(place)
             continue
-        body, answer = transaction.rows(READ_KEY, item.team, item.principal, item.key)[0]
-        outcomes[place] = str(answer) if body == item.body else IdempotencyConflict(key=item.key)
+        kept = transaction.row(READ_KEY, item.team, item.principal, item.key)
+        if kept is None:
+            raise StoreConflict("an idempotency key met us and was pruned before we could read it")
+        outcomes[place] = str(kept[1]) if kept[0] == item.body else IdempotencyConflict(key=item.key)
     return fresh
 
 
@@ -212,16 +241,18 @@ def _with_live_parents(
     """(member, how many parents are unfinished, a parent that has spoiled it) for all whose parents exist."""
     named = {name for place in places for name in _relatives(items[place].spec)}
     known = {str(r[0]): r for r in transaction.rows(PARENTS, [(name,) for name in sorted(named)])} if named else {}
+    above = sorted({parent for place in places if (parent := items[place].spec.parent) is not None})
+    cancelled = {row[0] for row in transaction.rows(CANCELLED_ABOVE, [(name,) for name in above])} if above else set()
     kept = []
     for place in places:
         item = items[place]
         spec = item.spec
         rows = {name: known.get(name) for name in _relatives(spec)}
         missing = [name for name, row in rows.items() if row is None or row[1] != item.team]
-        session_gone = spec.session and not transaction.rows(SESSION, spec.session, item.team)
+        session_gone = spec.session is not None and not transaction.rows(SESSION, spec.session, item.team)
         if missing or session_gone:
             outcomes[place] = NotFound(id=missing[0] if missing else spec.session)
-        elif spec.parent and known[spec.parent][2] == TaskStatus.CANCELLED:
+        elif spec.parent in cancelled:
             outcomes[place] = ParentCancelled(parent=spec.parent)
         else:
             states = {parent: known[parent][2] for parent in spec.after}
@@ -232,7 +263,7 @@ def _with_live_parents(
 
 
 def _relatives(spec: TaskSpec) -> list[str]:
-    return [*spec.after, spec.parent] if spec.parent else spec.after
+    return [*spec.after, spec.parent] if spec.parent is not None else spec.after
 
 
 def _with_a_queue(
@@ -257,12 +288,17 @@ def add_queue(transaction: Transaction, queue: Queue) -> bool:
     if transaction.row(HAS_QUEUE, queue.id):
         return True
     if _count_queues(transaction, queue.team) >= MOST_QUEUES:
-        transaction.run(DROP_EMPTY_QUEUES, queue.team)
+        transaction.run(DROP_EMPTY_QUEUES, transaction.rows(EMPTY_QUEUES, queue.team))
         if _count_queues(transaction, queue.team) >= MOST_QUEUES:
             return False
-    parts = [_encode(part).decode() for part in (queue.labels, queue.requires, queue.resources)]
-    transaction.insert(ADD_QUEUES, [(queue.id, queue.team, parts[0], parts[1], queue.node, parts[2])])
+    _insert_queue(transaction, queue)
     return True
+
+
+def _insert_queue(transaction: Transaction, queue: Queue) -> None:
+    parts = [_encode(part).decode() for part in (queue.labels, queue.requires, queue.resources)]
+    while not transaction.row(HAS_QUEUE, queue.id):  # on a server somebody may make it, or drop it, beside us
+        transaction.insert(ADD_QUEUES, [(queue.id, queue.team, parts[0], parts[1], queue.node, parts[2])])
 
 
 def _count_queues(transaction: Transaction, team: str) -> int:
@@ -296,6 +332,8 @@ HEADS = Statement(
     "SELECT r.queue, r.rank, r.id, r.fence FROM {rows q(id text)} CROSS JOIN LATERAL ("
     "SELECT queue, rank, id, fence FROM ready WHERE queue = q.id ORDER BY rank, id LIMIT ? FOR UPDATE SKIP LOCKED) r"
 )
+# Which of these queues have anybody in them, also somebody whom another transaction is just looking at.
+PEOPLED = Statement("SELECT q.id FROM {rows q(id text)} WHERE EXISTS (SELECT 1 FROM ready WHERE ready.queue = q.id)")
 TAKE_READY = Statement(
     "DELETE FROM ready WHERE (queue, rank, id) IN"
     " (SELECT queue, rank, id FROM {rows t(queue text, rank bigint, id text)}) RETURNING id"
@@ -328,10 +366,8 @@ def _claim_round(transaction: Transaction, wanted: Round) -> Dealt:
     picked = _dealt(heads, wanted)
     given = Counter(str(head[0]) for head, _, _ in picked)
     emptied = [q.id for q in wanted.queues if waiting[q.id] < slots and given[q.id] == waiting[q.id]]
-    for queue_id in emptied:  # what came in this transaction is given out in it: nobody else has to look
-        transaction.hints.pop(f"ready.{queue_id}", None)
     if not picked:
-        return Dealt([], emptied)
+        return Dealt([], _emptied(transaction, emptied))
     taken = {str(row[0]) for row in transaction.rows(TAKE_READY, [head[:3] for head, _, _ in picked])}
     specs = {str(row[0]): row for row in transaction.rows(CLAIMED, [(head[2],) for head, _, _ in picked])}
     teams = {queue.id: queue.team for queue in wanted.queues}
@@ -351,7 +387,17 @@ def _claim_round(transaction: Transaction, wanted: Round) -> Dealt:
     transaction.later(
         APPEND, (_fact("task.claimed", c.team, c.task, c.node, c.fence, c.attempt, boot=c.boot) for c in claims)
     )
-    return Dealt(claims, emptied)
+    return Dealt(claims, _emptied(transaction, emptied))
+
+
+def _emptied(transaction: Transaction, queues: list[str]) -> list[str]:
+    """Those in which nobody is left. Heads that another transaction had locked were skipped, and it may leave them."""
+    if transaction.connection.lateral and queues:
+        peopled = {row[0] for row in transaction.rows(PEOPLED, [(queue,) for queue in queues])}
+        queues = [queue for queue in queues if queue not in peopled]
+    for queue in queues:  # what came in this transaction is given out in it: nobody else has to look
+        transaction.hints.pop(f"ready.{queue}", None)
+    return queues
 
 
 def _heads(transaction: Transaction, queues: Sequence[Queue], most: int) -> list[Row]:
@@ -362,7 +408,7 @@ def _heads(transaction: Transaction, queues: Sequence[Queue], most: int) -> list
 
 
 def _dealt(heads: list[Row], wanted: Round) -> list[tuple[Row, Free, str]]:
-    """Waiting tasks dealt to free workers: lowest rank first within a team, teams in turn, each to the emptiest node."""
+    """Waiting tasks dealt to free workers: lowest rank first in a team, teams in turn, each to the emptiest node."""
     queues = {queue.id: queue for queue in wanted.queues}
     lines: dict[str, list[Row]] = {}
     for head in sorted(heads, key=lambda head: (head[1], head[2])):
@@ -408,7 +454,7 @@ RENEW = Statement(
 
 def _start(transaction: Transaction, items: Sequence[tuple[str, int]]) -> list[RetinueError | None]:
     """Each item is (task, fence). A repeat is fine; a stale one is refused."""
-    rows = transaction.rows(START, items)
+    rows = transaction.rows(START, sorted(items))
     for _, _, team, _, _ in rows:
         moved(transaction, team, TaskStatus.CLAIMED, TaskStatus.RUNNING)
     transaction.later(
@@ -456,13 +502,19 @@ ADD_ATTEMPTS = Insert(
     "task text, fence bigint, id text, node text, status text, digest text, claimed_at bigint, started_at bigint,"
     " ended_at bigint, exit_code bigint, code text, error text",
 )
+DROP_HELD = Statement(
+    "DELETE FROM running WHERE id IN (SELECT id FROM {rows m(id text)})"
+    " RETURNING id, fence, team, node, boot, attempt, status, claimed_at, started_at, retinue_now()"
+)
 PAST = Statement("SELECT digest FROM attempts WHERE task = ? AND fence = ?")
 TRIES = Statement(
-    "SELECT id, queue, rank, spec, failures, losses FROM tasks WHERE id IN (SELECT id FROM {rows m(id text)}) ORDER BY id"
+    "SELECT id, queue, rank, spec, failures, losses FROM tasks"
+    " WHERE id IN (SELECT id FROM {rows m(id text)}) ORDER BY id"
 )
 FAILED_ONCE = Statement(
-    "UPDATE tasks SET status = m.status, failures = m.failures, losses = m.losses, rank = m.rank, ready_at = m.ready_at,"
-    " fence = m.fence, attempt = m.attempt, exit_code = m.exit_code, code = m.code, error = m.error"
+    "UPDATE tasks SET status = m.status, failures = m.failures, losses = m.losses, rank = m.rank,"
+    " ready_at = m.ready_at, fence = m.fence, attempt = COALESCE(m.attempt, tasks.attempt), exit_code = m.exit_code,"
+    " code = m.code, error = m.error"
     " FROM {rows m(id text, status text, failures bigint, losses bigint, rank bigint, ready_at bigint, fence bigint,"
     " attempt text, exit_code bigint, code text, error text)} WHERE tasks.id = m.id"
 )
@@ -479,8 +531,12 @@ class Finish(msgspec.Struct, frozen=True):
 
 
 def _finish(transaction: Transaction, items: Sequence[Finish]) -> list[TaskStatus | RetinueError]:
-    """What the task is now. The same report again gets the same answer; a stale one is refused and has no effect."""
-    dropped = {(r[0], r[1]): r for r in transaction.rows(DROP_RUNNING, [(i.task, i.fence) for i in items])}
+    """What the report was taken for: completed or failed, also when another attempt follows.
+
+    The same report again gets the same answer; a stale one is refused and has no effect.
+    """
+    holds = sorted({(item.task, item.fence) for item in items})
+    dropped = {(r[0], r[1]): r for r in transaction.rows(DROP_RUNNING, holds)}
     first: dict[tuple[str, int], Finish] = {}
     for item in items:
         if (item.task, item.fence) in dropped:
@@ -592,6 +648,7 @@ class _Again(msgspec.Struct, frozen=True):
     wait: int  # microseconds
     ending: Ending
     event: str
+    recorded: bool = True  # the attempt is in `attempts`
 
 
 def _again(transaction: Transaction, again: Sequence[_Again]) -> None:
@@ -609,8 +666,9 @@ def _again(transaction: Transaction, again: Sequence[_Again]) -> None:
         status = TaskStatus.SCHEDULED if one.wait else TaskStatus.PENDING
         e = one.ending
         updates.append(
-            (task, status, one.failures, one.losses, order, at, fence, attempt, e.exit_code, e.code, e.error)
-        )
+            (task, status, one.failures, one.losses, order, at, fence, attempt if one.recorded else None,
+             e.exit_code, e.code, e.error)
+        )  # fmt: skip
         if one.wait:
             timers.append((at, task, "ready"))
         else:
@@ -630,9 +688,7 @@ def make_ready(transaction: Transaction, tasks: Sequence[tuple[str, str, str, in
     rows: list[Row] = []
     for task, team, spec, order, fence in tasks:
         queue = queue_of(team, _spec(spec))
-        if not transaction.row(HAS_QUEUE, queue.id):
-            parts = [_encode(part).decode() for part in (queue.labels, queue.requires, queue.resources)]
-            transaction.insert(ADD_QUEUES, [(queue.id, team, parts[0], parts[1], queue.node, parts[2])])
+        _insert_queue(transaction, queue)
         rows.append((queue.id, order, task, fence))
         transaction.hint(f"ready.{queue.id}")
     transaction.insert(ADD_READY, rows)
@@ -658,14 +714,23 @@ UNBLOCK = Statement(
 
 
 def parents_ended(transaction: Transaction, parents: Sequence[str], *, completed: bool) -> None:
-    """Tasks ended: their children wait for fewer, the last one makes them ready, a failed one may spoil them."""
-    members = [(parent,) for parent in sorted(parents)]
-    if not completed:
-        spoiled = transaction.rows(SPOILED, members)
-        fail_waiting(transaction, [(str(row[0]), "One of its parents did not complete.") for row in spoiled])
-    open_now = [row for row in transaction.rows(COUNT_DOWN, members) if row[1] <= 0]
-    if open_now:
-        _unblock(transaction, sorted(open_now))
+    """Tasks ended: their children wait for fewer, the last one makes them ready, a failed one may spoil them.
+
+    Generation by generation, not by recursion: a chain of tasks may be longer than Python's stack is deep.
+    """
+    ended = sorted(parents)
+    while ended:
+        members = [(parent,) for parent in ended]
+        spoiled: list[str] = []
+        if not completed:
+            children = [
+                (str(row[0]), "One of its parents did not complete.") for row in transaction.rows(SPOILED, members)
+            ]
+            spoiled = _fail_blocked(transaction, children)
+        open_now = [row for row in transaction.rows(COUNT_DOWN, members) if row[1] <= 0]
+        if open_now:
+            _unblock(transaction, sorted(open_now))
+        ended, completed = spoiled, False
 
 
 def _unblock(transaction: Transaction, tasks: Sequence[Row]) -> None:
@@ -702,16 +767,18 @@ FAIL_WAITING = Statement(
 
 def fail_waiting(transaction: Transaction, tasks: Sequence[tuple[str, str]]) -> None:
     """Blocked tasks, each with a sentence, that can never run; their own children follow."""
-    if not tasks:
-        return
-    failed = sorted(transaction.rows(FAIL_WAITING, tasks))
+    parents_ended(transaction, _fail_blocked(transaction, tasks), completed=False)
+
+
+def _fail_blocked(transaction: Transaction, tasks: Sequence[tuple[str, str]]) -> list[str]:
+    """Those of these tasks that were still blocked and are failed now, in order."""
+    failed = sorted(transaction.rows(FAIL_WAITING, sorted(tasks))) if tasks else []
     errors = dict(tasks)
     for task, team in failed:
         moved(transaction, team, TaskStatus.BLOCKED, TaskStatus.FAILED)
         data = {"task_id": task, "code": FailureCode.PARENT_FAILED, "error": errors[task]}
         transaction.later(APPEND, [NewEvent(team, "task.failed", task, data)])
-    if failed:
-        parents_ended(transaction, [str(row[0]) for row in failed], completed=False)
+    return [str(row[0]) for row in failed]
 
 
 # -- hand back, reap ---------------------------------------------------------------------------------------------------
@@ -727,14 +794,14 @@ OF_NODE = Statement("SELECT id, fence, boot FROM running WHERE node = ? ORDER BY
 
 def _release(transaction: Transaction, items: Sequence[tuple[str, int]]) -> list[RetinueError | None]:
     """Each item is (task, fence): handed back by its holder before it was started."""
-    dropped = {(row[0], row[1]): row for row in transaction.rows(DROP_RUNNING, items)}
+    dropped = {(row[0], row[1]): row for row in transaction.rows(DROP_RUNNING, sorted(items))}
     hand_back(transaction, [row for row in dropped.values() if row[8] is None], "task.released")
     hand_back(transaction, [row for row in dropped.values() if row[8] is not None], "task.orphaned")
     return [None if item in dropped else stale(transaction, *item) for item in items]
 
 
 def _reap(transaction: Transaction, items: Sequence[int]) -> list[int | RetinueError]:
-    """Each item is how many at most; the outcome is how many were orphaned. The whole guard stands in the write again."""
+    """Each item is how many at most; the outcome is how many were orphaned. The write repeats the whole guard."""
     outcomes: list[int | RetinueError] = []
     for most in items:
         overdue = transaction.rows(OVERDUE, most)
@@ -804,10 +871,10 @@ def hand_back(transaction: Transaction, rows: Sequence[Row], event: str) -> None
                     ending.error,
                 )
             )
-        if lost and (losses > MOST_LOSSES or not loss_policy(_spec(spec).on_node_loss).requeue):
+        if lost and (losses >= MOST_LOSSES or not loss_policy(_spec(spec).on_node_loss).requeue):
             over.append((row, ending))
         else:
-            again.append(_Again(row, spec, queue, order, failures, losses, 0, ending, event))
+            again.append(_Again(row, spec, queue, order, failures, losses, 0, ending, event, recorded=lost or started))
     transaction.insert(ADD_ATTEMPTS, attempts)
     _again(transaction, again)
     if over:
@@ -816,6 +883,53 @@ def hand_back(transaction: Transaction, rows: Sequence[Row], event: str) -> None
             (_fact("task.orphaned", r[2], r[0], r[3], r[1], r[5], status=TaskStatus.FAILED) for r, _ in over),
         )
     failed_for_good(transaction, over)
+
+
+# -- take from whoever has it ------------------------------------------------------------------------------------------
+
+LOCK = Statement(
+    "SELECT id, team, status, queue, rank, finished_at FROM tasks WHERE id IN (SELECT id FROM {rows t(id text)})"
+    " ORDER BY id{postgres: FOR UPDATE}"
+)
+DROP_READY = Statement(
+    "DELETE FROM ready WHERE (queue, rank, id) IN"
+    " (SELECT queue, rank, id FROM {rows t(queue text, rank bigint, id text)}) RETURNING id"
+)
+
+
+class Taken(msgspec.Struct, frozen=True):
+    """A task that is open and that nobody but this transaction can move any more."""
+
+    task: str
+    team: str
+    status: str  # as it is counted: the held ones' is their `running` row's
+    held: Row | None  # its deleted `running` row
+
+
+def take(transaction: Transaction, tasks: Sequence[str]) -> list[Taken]:
+    """Those of these tasks that are open, wherever they are: their narrow rows are deleted, their wide ones locked.
+
+    The caller has to end them. In the order in which holders take rows, `running` before `tasks`, so that a report
+    which comes at the same moment waits instead of deadlocking. A claim may move a task from `ready` to `running`
+    while we look, once: after that our lock keeps it where it is.
+    """
+    ids = [(task,) for task in sorted(tasks)]
+    held: dict[str, Row] = {}
+    gone: set[str] = set()
+    rows: list[Row] = []
+    for _ in range(2):
+        held.update((row[0], row) for row in transaction.rows(DROP_HELD, ids))
+        rows = [row for row in transaction.rows(LOCK, ids) if row[5] is None]
+        waiting = [(row[3], row[4], row[0]) for row in rows
+                   if row[2] == TaskStatus.PENDING and row[0] not in held and row[0] not in gone]  # fmt: skip
+        if not waiting:
+            break
+        gone.update(row[0] for row in transaction.rows(DROP_READY, waiting))
+        if all(row[2] in gone for row in waiting):
+            break
+    return [
+        Taken(task, team, held[task][6] if task in held else status, held.get(task)) for task, team, status, *_ in rows
+    ]
 
 
 # -- shared ------------------------------------------------------------------------------------------------------------

@@ -38,6 +38,7 @@ CREATE TABLE denials (
   times bigint NOT NULL,
   PRIMARY KEY (team, who, what, minute)
 );
+CREATE INDEX denials_minute ON denials (minute);
 CREATE TABLE nodes (
   id text PRIMARY KEY,
   team text NOT NULL,
@@ -167,6 +168,7 @@ CREATE TABLE logs (
   PRIMARY KEY (attempt, stream, start)
 );
 CREATE INDEX logs_at ON logs (at);
+CREATE INDEX logs_digest ON logs (digest) WHERE digest IS NOT NULL;
 CREATE TABLE idempotency (
   team text NOT NULL,
   principal text NOT NULL,
