@@ -23,7 +23,7 @@ def git(repo: Path, *arguments: str) -> bytes:
 
 
 def run(*arguments: str | Path, where: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "retinue.cli.main", "demo", *map(str, arguments)]
+    command = [sys.executable, "-c", "from retinue.cli.main import main; main()", "demo", *map(str, arguments)]
     environment = os.environ | PLAIN | {"HOME": str(where), "TMPDIR": str(where)}
     return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=where, check=False)
 

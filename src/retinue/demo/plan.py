@@ -66,18 +66,28 @@ def plan(repository: Repository, now: datetime) -> Iterator[Step]:
     yield Step("report", "report", ("report",), tuple(merges))
 
 
-def spec(step: Step, repo: str, folder: str, ids: dict[str, str], session: str) -> TaskSpec:
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What all tasks of a run have in common: the repository, the folder they share, what their node must have."""
+
+    repo: str
+    folder: str
+    requires: list[str]
+
+
+def spec(step: Step, setting: Setting, ids: dict[str, str], session: str) -> TaskSpec:
     """The step as a task; `ids` has the ids of those it waits for. It runs after them even when one failed."""
     verb, *rest = step.arguments
     return TaskSpec(
         name=step.name,
         description=STAGES[step.stage],
-        command=[sys.executable, "-m", "retinue.demo", verb, repo, folder, *rest],
+        command=[sys.executable, "-m", "retinue.demo", verb, setting.repo, setting.folder, *rest],
         after=[ids[name] for name in step.after],
         after_policy="any",
         priority=Priority.HIGH if step.stage in ("history", "ages", "notes") else Priority.MEDIUM,
         timeout_seconds=TIMEOUT,
         pass_env=["PYTHONPATH"],
+        requires=setting.requires,
         tags={"stage": step.stage},
         session=session,
     )

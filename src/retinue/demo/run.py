@@ -4,7 +4,7 @@ import asyncio
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -16,7 +16,7 @@ from retinue.client.client import Fleet
 from retinue.clock import Clock
 from retinue.demo.findings import Found
 from retinue.demo.folder import Folder
-from retinue.demo.plan import STAGES, Step, plan, spec
+from retinue.demo.plan import STAGES, Setting, Step, plan, spec
 from retinue.demo.repository import Repository
 from retinue.errors import TaskFailed
 from retinue.tasks.model import Task, TaskSpec, TaskStatus
@@ -64,8 +64,18 @@ class Watcher:
         """A task has ended, however."""
 
 
-async def run(fleet: Fleet, repository: Repository, folder: Path, clock: Clock, watcher: Watcher) -> Ran:
+async def run(
+    fleet: Fleet,
+    repository: Repository,
+    folder: Path,
+    clock: Clock,
+    watcher: Watcher,
+    *,
+    requires: Sequence[str] = (),
+) -> Ran:
     """Look at a repository with the workers of an open fleet. The tasks end with this client, should it go away.
+
+    `folder` takes what tasks share meanwhile; `requires` is what a node must have to run them.
 
     Raises:
         TaskFailed: there is no report, as its task did not complete.
@@ -77,7 +87,7 @@ async def run(fleet: Fleet, repository: Repository, folder: Path, clock: Clock, 
         steps = list(plan(repository, clock.now()))
         watcher.planned({stage: sum(step.stage == stage for step in steps) for stage in STAGES})
         last = await fleet.transport.call("GET", "/events/last", dict)
-        ids = await _submit(fleet, steps, _repo(repository, shared), str(shared))
+        ids = await _submit(fleet, steps, Setting(_repo(repository, shared), str(shared), list(requires)))
         tasks = await _follow(fleet, {task_id: step for step, task_id in ids}, int(last["position"]), watcher)
         found = await _read(fleet, tasks[-1])
     finally:
@@ -87,14 +97,14 @@ async def run(fleet: Fleet, repository: Repository, folder: Path, clock: Clock, 
     return Ran(repository, found, tuple(tasks), timedelta(seconds=clock.monotonic() - begun), workers)
 
 
-async def _submit(fleet: Fleet, steps: list[Step], repo: str, folder: str) -> list[tuple[Step, str]]:
+async def _submit(fleet: Fleet, steps: list[Step], setting: Setting) -> list[tuple[Step, str]]:
     """Submit all steps, wave by wave: those whose parents have ids go together."""
     session = (await fleet.session()).id
     ids: dict[str, str] = {}
     left = list(steps)
     while left:
         wave = [step for step in left if all(name in ids for name in step.after)]
-        specs: list[TaskSpec] = [spec(step, repo, folder, ids, session) for step in wave]
+        specs: list[TaskSpec] = [spec(step, setting, ids, session) for step in wave]
         made = await fleet.tasks.submit_many(specs)
         ids |= {step.name: task_id for step, task_id in zip(wave, made, strict=True)}
         left = [step for step in left if step.name not in ids]
