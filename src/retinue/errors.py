@@ -202,6 +202,13 @@ class LinkClosed(RetinueError):
     status = 503
 
 
+class CannotRun(RetinueError):
+    """Nothing here can run the task; `details` say why."""
+
+    code = "CANNOT_RUN"
+    status = 409
+
+
 class TaskFailed(RetinueError):
     """The task ended without a result; `details` say how."""
 
