@@ -107,6 +107,8 @@ class Embedded:
 
     async def _start_node(self) -> None:
         s, coordinator = self._settings, self.coordinator
+        if self.functions is not None:
+            self.processes.guard()  # before the first host process, and also if no command ever runs
         functions = await self.functions.capabilities() if self.functions is not None else []
         memory = psutil.virtual_memory().total // (1024 * 1024)
         node = NodeSettings(

@@ -18,9 +18,11 @@ from retinue.clock import SystemClock
 from retinue.node import guardian
 from retinue.node.processes import Launch
 from retinue.node.runners import process, system
+from retinue.node.runners.children import CHILDREN
+from retinue.node.runners.function import FunctionRunner
 from retinue.node.runners.process import ProcessRunner
 from retinue.node.runners.runner import NodeFacts
-from retinue.node.runners.system import CHILDREN, SystemProcesses
+from retinue.node.runners.system import SystemProcesses
 from retinue.tasks.model import Ending, Hold, Progress, TaskSpec
 
 pytestmark = pytest.mark.real
@@ -137,12 +139,20 @@ class Node:
         return await self.run(sys.executable, "-I", "-S", "-c", program, *arguments, **fields)  # type: ignore[arg-type]
 
 
+def remove(folder: Path) -> None:
+    """Also what is deeper than Python recurses, and so than pytest can remove."""
+    subprocess.run(["chmod", "-R", "u+rwx", "--", folder], check=False, stderr=subprocess.DEVNULL)
+    subprocess.run(["rm", "-rf", "--", folder], check=False)
+
+
 @pytest.fixture
 async def node(tmp_path: Path) -> AsyncIterator[Node]:
     here = Node(tmp_path / "work")
     yield here
     await here.processes.close()
-    assert not list(here.folder.glob("*"))
+    left = list(here.folder.glob("*"))
+    remove(here.folder)
+    assert not left
 
 
 @pytest.fixture
@@ -558,6 +568,53 @@ async def test_orphans_that_end_by_themselves_are_reaped_while_their_program_run
         await running
 
     assert left == []
+
+
+APP = """
+import os, sys
+from retinue import task
+
+@task
+def leaves(bare: bool, seconds: str) -> int:
+    ours, theirs = os.pipe()
+    if os.fork() == 0:
+        os.setsid()
+        if (pid := os.fork()) == 0:
+            os.closerange(0, 1000)
+            os.execvpe("sleep", ["sleep", seconds], {"PATH": os.environ["PATH"]} if bare else os.environ)
+        os.write(theirs, str(pid).encode())
+        os._exit(0)
+    os.wait()
+    return int(os.read(ours, 100))
+"""
+
+
+@LINUX_ONLY
+@pytest.mark.slow
+@pytest.mark.parametrize("bare", [False, True])
+async def test_an_orphan_of_a_function_is_reaped_when_it_ends_and_ended_with_its_host(
+    node: Node, tmp_path: Path, length: str, bare: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(system, "_LOOK_SECONDS", 0.05)
+    (tmp_path / "leaving.py").write_text(APP)
+    facts = NodeFacts("lab", node.folder, dict(os.environ))
+    functions = FunctionRunner(SystemClock(), facts, [str(tmp_path / "leaving.py")], workers=1, boot=node.boot)
+    node.processes.guard()
+
+    async def leave(seconds: str) -> int:
+        spec = TaskSpec(function="leaving.leaves", arguments=[bare, seconds])
+        ending = await functions.run(Assignment(Hold("tsk_1", 4, "claim"), "att_1", spec), Outside())
+        assert ending.ok, ending.error
+        return int(ending.result)
+
+    short, long = await leave("0"), await leave(length)
+    reaped = await asyncio.to_thread(until, lambda: not psutil.pid_exists(short))
+    lived = psutil.pid_exists(long)
+    await functions.close()
+
+    assert (reaped, lived) == (True, True)
+    assert not psutil.pid_exists(long)
+    assert (CHILDREN.marks, len(CHILDREN.own)) == (set(), 1)  # the guardian
 
 
 @LINUX_ONLY

@@ -8,7 +8,10 @@ from typing import Protocol
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """What to start. `env` is the whole environment; `folder` is made if it is missing. argv only, never a shell."""
+    """What to start. `folder` is made if it is missing. argv only, never a shell.
+
+    `env` is the whole environment, but for marks that an implementation may add to find again what it started.
+    """
 
     argv: Sequence[str]
     env: Mapping[str, str]
@@ -17,7 +20,7 @@ class Launch:
 
 
 class Running(Protocol):
-    """A started program and everything that grows out of it."""
+    """A started program and everything that grows out of it. Call `kill` in every case, also after `wait`."""
 
     pid: int
 
@@ -37,7 +40,11 @@ class Running(Protocol):
         """Ask the whole group to end (SIGTERM); no error when it is gone."""
 
     async def kill(self) -> None:
-        """End the program and every descendant at once (SIGKILL); returns when none is left."""
+        """End the program and every descendant at once (SIGKILL); returns when none is left.
+
+        Only this frees what the program took here, its exit code and descriptors, and ends what it left behind when it
+        ended by itself. What it had written can still be read afterwards.
+        """
 
 
 class Processes(Protocol):
@@ -48,7 +55,11 @@ class Processes(Protocol):
 
         Raises:
             CommandNotFound: there is no such program, or it may not be executed, or its folder cannot be used.
+            OSError: the node is out of processes, descriptors, memory or disk just now; another try may succeed.
         """
 
     async def discard(self, folder: Path) -> None:
         """Remove a folder that `start` made, with all that is in it."""
+
+    async def close(self) -> None:
+        """End whatever still runs and give back what the implementation keeps beside it; nothing is started after."""

@@ -96,6 +96,7 @@ class FailureCode(StrEnum):
     PARENT_FAILED = "PARENT_FAILED"
     CANCELLED = "CANCELLED"
     COMMAND_NOT_FOUND = "COMMAND_NOT_FOUND"
+    NODE_EXHAUSTED = "NODE_EXHAUSTED"  # its node had no process, memory or disk left to start it: worth another try
     FUNCTION_ERROR = "FUNCTION_ERROR"
     HOST_LOST = "HOST_LOST"
     POLICY = "POLICY"

@@ -78,6 +78,9 @@ class Script:
         await turn()
         self.log.append(f"discard {folder}")
 
+    async def close(self) -> None:
+        raise AssertionError("a runner does not close what others use too")
+
     async def read(self) -> tuple[str, bytes] | None:
         if not self._output:
             await self._killed.wait()
@@ -178,20 +181,25 @@ async def test_what_a_program_wrote_is_delivered_before_its_end_and_whatever_it_
 
 
 @pytest.mark.parametrize(
-    ("error", "retryable", "sentence"),
+    ("error", "code", "retryable", "sentence"),
     [
-        (CommandNotFound("do: not here."), False, "do: not here."),
-        (OSError(24, "Too many open files"), True, "This node cannot start any command just now: Too many open files."),
+        (CommandNotFound("do: not here."), FailureCode.COMMAND_NOT_FOUND, False, "do: not here."),
+        (
+            OSError(24, "Too many open files"),
+            FailureCode.NODE_EXHAUSTED,
+            True,
+            "This node cannot start any command just now: Too many open files.",
+        ),
     ],
 )
 async def test_a_program_that_cannot_start_ends_with_125_and_no_start(
-    error: Exception, retryable: bool, sentence: str
+    error: Exception, code: FailureCode, retryable: bool, sentence: str
 ) -> None:
     outside, script = Outside(), Missing(error)
 
     ending = await run(script, outside)
 
-    assert ending == Ending(ok=False, exit_code=125, error=sentence, code="COMMAND_NOT_FOUND", retryable=retryable)
+    assert ending == Ending(ok=False, exit_code=125, error=sentence, code=code, retryable=retryable)
     assert outside.log == []
     assert script.log == ["discard work/att_1"]
 

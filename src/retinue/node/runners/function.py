@@ -161,7 +161,7 @@ def _no_host(problem: ConfigInvalid | OSError) -> Ending:
     if isinstance(problem, ConfigInvalid):
         return Ending(ok=False, error=problem.message, code=FailureCode.HOST_LOST)
     error = f"This node cannot start a host process just now: {problem.strerror}."
-    return Ending(ok=False, error=error, code=FailureCode.HOST_LOST)
+    return Ending(ok=False, error=error, code=FailureCode.NODE_EXHAUSTED)
 
 
 def _ending(outcome: Outcome) -> Ending:

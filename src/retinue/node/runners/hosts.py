@@ -6,10 +6,10 @@ import logging
 import os
 import signal
 import socket  # noqa: TID251 - this is the port
+import subprocess  # noqa: TID251 - this is the port
 import sys
 from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Final
 
 import msgspec
@@ -20,6 +20,8 @@ from retinue.errors import ConfigInvalid
 from retinue.node import guardian
 from retinue.node.runners import wire
 from retinue.node.runners.calls import HostCall, Lost
+from retinue.node.runners.child import Child
+from retinue.node.runners.children import CHILDREN
 from retinue.node.runners.runner import AttemptIO
 
 log = logging.getLogger(__name__)
@@ -125,8 +127,24 @@ class Host:
         """End it and all that grew out of it; returns when nothing is left. Its calls end as `Lost` for this reason."""
         self.alive = False
         self._reason = self._reason or reason
-        await self._loop.run_in_executor(None, _leave_nothing, self.pid, self._mark)
+        await self._end_family()
         await asyncio.shield(self._exit)
+
+    async def _end_family(self) -> None:
+        """Kill it and all that grew out of it, in a thread."""
+        killed, left = await self._loop.run_in_executor(None, guardian.end, self._family)
+        if left:
+            log.warning("processes of host process %d could not be ended: %s", self.pid, sorted(left))
+        for pid in killed - CHILDREN.own:
+            CHILDREN.reap(pid)
+
+    def _family(self) -> set[int]:
+        table = guardian.processes()
+        table.pop(os.getpid(), None)
+        found = guardian.marked(f"{MARK}={self._mark}", table) | self._child.orphans(table)
+        if not self._child.reaped:  # afterwards the number may be a stranger's
+            found |= {pid for pid, (_, group, session) in table.items() if self.pid in (group, session)}
+        return guardian.grown(table, found)
 
     @property
     def gone(self) -> bool:
@@ -150,13 +168,13 @@ class Host:
         argv += ["--together"] if self._together else []
         self._pipes = {stream: mine for stream, (mine, _) in outputs.items()}
         try:
-            process = await asyncio.create_subprocess_exec(
-                *argv,
-                stdin=asyncio.subprocess.DEVNULL,
+            self._child = Child(
+                self._loop,
+                argv,
+                stdin=subprocess.DEVNULL,
                 stdout=outputs["stdout"][1],
                 stderr=outputs["stderr"][1],
                 pass_fds=(theirs.fileno(), life),
-                start_new_session=True,
                 env={**environment, MARK: self._mark},
             )
         except BaseException:
@@ -167,21 +185,23 @@ class Host:
             theirs.close()
             for descriptor in (life, outputs["stdout"][1], outputs["stderr"][1]):
                 os.close(descriptor)
-        self.pid = process.pid
+        self.pid = self._child.pid
         self._channel = wire.Channel(self._loop, ours, wire.TO_NODE, self._heard, self._control_ended)
         for stream, descriptor in self._pipes.items():
             os.set_blocking(descriptor, False)
             self._listen(stream, descriptor)
-        self._exit = self._loop.create_task(self._until_exit(process))
+        self._exit = self._loop.create_task(self._until_exit())
         if self._together:
             self._chore(self._watched())
 
-    async def _until_exit(self, process: asyncio.subprocess.Process) -> None:
-        code = await process.wait()
+    async def _until_exit(self) -> None:
+        code = await self._child.exit
         self.alive = False
         for task in list(self._chores):
             task.cancel()
-        await self._loop.run_in_executor(None, _leave_nothing, self.pid, self._mark, True)
+        await self._end_family()
+        self._child.reap()
+        self._child.forget()
         self._channel.drain()
         self._channel.close()
         self._drain()
@@ -373,28 +393,6 @@ async def finish(work: Any) -> None:
     if cancelled is not None:
         raise cancelled
     task.result()
-
-
-def _leave_nothing(pid: int, mark: str, exited: bool = False) -> None:
-    """Kill the process, its group and session, its descendants, and whatever carries its mark."""
-    killed, left = guardian.end(partial(_family, pid, f"{MARK}={mark}"))
-    if left:
-        log.warning("processes of host process %d could not be ended: %s", pid, sorted(left))
-    if exited:  # a node that adopts orphans has to reap them: the host's group, and what had left it
-        for one in (-pid, *killed):
-            try:
-                while os.waitpid(one, os.WNOHANG)[0]:
-                    pass
-            except ChildProcessError:
-                pass
-
-
-def _family(pid: int, marker: str) -> set[int]:
-    table = guardian.processes()
-    found = guardian.marked(marker, table)
-    if pid not in table or pid in found:  # otherwise the number is a stranger's by now
-        found |= {one for one, (_, group, session) in table.items() if pid in (group, session)}
-    return guardian.grown(table, found)
 
 
 def _how(code: int) -> str:

@@ -53,16 +53,16 @@ class ProcessRunner:
         if Path(attempt).name != attempt or attempt in ("", ".", ".."):  # it names a folder that will be removed
             return Ending(ok=False, code=FailureCode.POLICY, error="The attempt's id is not one.", retryable=False)
         if not spec.command:
-            return _not_started("The task names no command.", retryable=False)
+            return _not_started("The task names no command.")
         folder = self._facts.folder / attempt
         launch = Launch(spec.command, environment(assignment, self._facts), folder, stdin=spec.stdin)
         try:
             try:
                 running = await self._processes.start(launch)
             except CommandNotFound as error:
-                return _not_started(error.message, retryable=False)
+                return _not_started(error.message)
             except OSError as error:
-                return _not_started(f"This node cannot start any command just now: {error.strerror}.", retryable=True)
+                return _exhausted(error)
             return await self._follow(running, spec, io)
         finally:
             await _finish(self._processes.discard(folder))
@@ -223,10 +223,14 @@ async def _finish(work: Coroutine[Any, Any, None]) -> None:
     task.result()
 
 
-def _not_started(error: str, *, retryable: bool) -> Ending:
-    return Ending(
-        ok=False, exit_code=COULD_NOT_RUN, error=error, code=FailureCode.COMMAND_NOT_FOUND, retryable=retryable
-    )
+def _not_started(error: str) -> Ending:
+    code = FailureCode.COMMAND_NOT_FOUND
+    return Ending(ok=False, exit_code=COULD_NOT_RUN, error=error, code=code, retryable=False)
+
+
+def _exhausted(problem: OSError) -> Ending:
+    error = f"This node cannot start any command just now: {problem.strerror}."
+    return Ending(ok=False, exit_code=COULD_NOT_RUN, error=error, code=FailureCode.NODE_EXHAUSTED)
 
 
 def _ending(code: int | None, timeout: float | None) -> Ending:

@@ -55,6 +55,9 @@ class SimProcesses:
         """Nothing is on a disk."""
         await self._own.call()
 
+    async def close(self) -> None:
+        """What runs is ended by its runner, or dies with the node."""
+
 
 class Program:
     """One scripted program that runs."""
