@@ -451,7 +451,32 @@ class _Reading:
             self.wrong(where, f"server.auth.require_auth: false is only taken on loopback, not on {host or 'every'}")
 
 
+def documents(text: str) -> list[Any]:
+    """The documents of a YAML text, safely, and with an end to aliases.
+
+    Raises:
+        yaml.YAMLError, RecursionError: it is none.
+    """
+    loader = _loader(text)
+    found = []
+    try:
+        while loader.check_data():
+            found.append(loader.get_data())
+    finally:
+        loader.dispose()
+    return found
+
+
 def _compose(text: str) -> "YamlNode | None":
+    loader = _loader(text)
+    try:
+        node: YamlNode | None = loader.get_single_node()
+    finally:
+        loader.dispose()
+    return node
+
+
+def _loader(text: str) -> Any:
     import yaml
     from yaml.nodes import MappingNode
 
@@ -472,12 +497,7 @@ def _compose(text: str) -> "YamlNode | None":
                 self.flatten_mapping(node)
             return node
 
-    loader = Loader(text)
-    try:
-        node: YamlNode | None = loader.get_single_node()
-    finally:
-        loader.dispose()
-    return node
+    return Loader(text)
 
 
 def _is_null(node: "YamlNode") -> bool:

@@ -1,4 +1,4 @@
-"""`retinue run --each`: the command once per line, as many at once as there are workers, no line of output torn apart."""
+"""`retinue run --each`: the command once per line, as many at once as there are workers, no line of output torn."""
 
 import asyncio
 from collections import Counter
@@ -135,7 +135,7 @@ class Each:
             self._shown[task] = asyncio.create_task(self._show(task), name=task)
             self._tell()
         if event.type in ENDINGS:
-            self._ending.add(asyncio.create_task(self._end(task)))
+            self._ending.add(asyncio.create_task(self._end(task, event.type == "task.completed")))
 
     async def _show(self, task: str) -> None:
         """Write its output, whole lines at a time."""
@@ -165,27 +165,25 @@ class Each:
             await self._out.write(stream, data)
             self._progress.back(data)
 
-    async def _end(self, task: str) -> None:
+    async def _end(self, task: str, good: bool) -> None:
         """Count it, once its output is out."""
-        await self._shown[task]
-        ended = await self._fleet.tasks.get(task)
-        del self._shown[task]
+        await self._shown.pop(task)
         place = self._line_of[task]
-        good = ended.status == "completed"
         self._ended[good] += 1
         if not good:
             self._failed.append(place)
         if self._front.json:
+            ended = await self._fleet.tasks.get(task)
             line = {"line": self._lines[place], "line_number": place + 1}
             said = document(ended, self._output.pop(task, {})) | line
             await self._write("stdout", _encoded(said))
         elif not good and len(self._failed) <= FIRST_TROUBLES:
-            await self._complain(place, ended)
+            await self._complain(await self._fleet.tasks.get(task))
         self._tell()
         if self._ended.total() == len(self._specs):
             self._finished.set()
 
-    async def _complain(self, place: int, ended: "Task") -> None:
+    async def _complain(self, ended: "Task") -> None:
         if self._front.quiet:
             return
         told = f"retinue: {shown_command(ended.command or [])}: {plain(ended.error or ended.status)}\n"

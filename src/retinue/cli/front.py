@@ -151,8 +151,10 @@ class Front:
     def note(self, text: str) -> None:
         """A line for the person in front of it, on standard error."""
         if not self.quiet:
+            from retinue.cli.text import plain
+
             try:
-                print(f"retinue: {text}", file=sys.stderr, flush=True)
+                print(f"retinue: {plain(text)}", file=sys.stderr, flush=True)
             except OSError:
                 pass  # there is nobody to tell
 

@@ -103,7 +103,9 @@ def _failed(error: "RetinueError") -> int:
         import traceback
 
         traceback.print_exception(error)
-    _say(f"retinue: {error.message}")
+    from retinue.cli.text import plain
+
+    _say(f"retinue: {plain(error.message)}")
     return exit_code(error)
 
 
@@ -113,10 +115,14 @@ def _usage(error: Any) -> int:
     if type(error).__name__ == "NoArgsIsHelpError":
         _say(context.get_help())
         return 2
-    path = context.command_path if context is not None else "retinue"
+    path = context.command_path if context is not None else " ".join(["retinue", *_named()])
     problem = " ".join(error.format_message().split()).rstrip(".")
     _say(f"{path}: {problem}{'' if problem.endswith('?') else '.'} See `{path} --help`.")
     return int(error.exit_code)
+
+
+def _named() -> list[str]:
+    return sys.argv[1:2] if sys.argv[1:2] and sys.argv[1] in VERBS else []
 
 
 def _say(text: str) -> None:

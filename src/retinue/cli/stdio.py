@@ -7,6 +7,8 @@ import select
 import sys
 from collections.abc import AsyncIterator
 
+from retinue.cli.text import Stripper
+
 PIECE = 64 * 1024
 SAFE = select.PIPE_BUF  # a writable pipe takes this much at once
 
@@ -35,6 +37,29 @@ class Out:
                     return
                 raise
             view = view[written:]
+
+
+class Shown(Out):
+    """The same for output of others that was kept: what goes to a terminal is made harmless to it."""
+
+    def __init__(self) -> None:
+        self._strippers = {stream: Stripper() for stream, file in self.FILES.items() if _is_terminal(file)}
+
+    async def write(self, stream: str, data: bytes) -> None:
+        stripper = self._strippers.get(stream)
+        await super().write(stream, data if stripper is None else stripper.feed(data))
+
+    async def end(self) -> None:
+        """Write what was held back."""
+        for stream, stripper in self._strippers.items():
+            await super().write(stream, stripper.feed(b"", last=True))
+
+
+def _is_terminal(file: int) -> bool:
+    try:
+        return os.isatty(file)
+    except OSError:
+        return False
 
 
 async def _writable(file: int) -> None:
