@@ -5,7 +5,7 @@ Who deletes the narrow row owns the move: that is the guard of every transition,
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -110,6 +110,8 @@ ADD_QUEUES = Insert(
     "id text, team text, labels text, requires text, node text, resources text",
     "ON CONFLICT (id) DO NOTHING",
 )
+# Counting and adding are one step, also beside other coordinators.
+ONE_AT_A_TIME = Statement("SELECT {sqlite:?}{postgres:pg_advisory_xact_lock(hashtextextended(?, 0))}")
 COUNT_QUEUES = Statement("SELECT COUNT(*) FROM queues WHERE team = ?")
 # Whoever puts a task into a queue keeps its row from being dropped until that is committed.
 HAS_QUEUE = Statement("SELECT 1 FROM queues WHERE id = ?{postgres: FOR KEY SHARE}")
@@ -273,36 +275,37 @@ def _with_a_queue(
     outcomes: dict[int, str | RetinueError],
 ) -> list[tuple[int, int, str]]:
     """Members whose queue exists or could be made: a team has at most 1,000 with tasks waiting."""
+    wanted = {items[place].queue.id: items[place].queue for place, _, _ in fresh}
+    new: dict[str, list[Queue]] = {}
+    for queue in wanted.values():
+        if not transaction.row(HAS_QUEUE, queue.id):
+            new.setdefault(queue.team, []).append(queue)
     refused: set[str] = set()
-    for queue in {items[place].queue.id: items[place].queue for place, _, _ in fresh}.values():
-        if not add_queue(transaction, queue):
-            refused.add(queue.id)
+    for team, queues in sorted(new.items()):
+        room = _room_for_queues(transaction, team, len(queues), wanted)
+        for queue in queues[:room]:
+            _insert_queue(transaction, queue)
+        refused.update(queue.id for queue in queues[room:])
     for place, _, _ in fresh:
         if items[place].queue.id in refused:
             outcomes[place] = TooManyQueues(limit=MOST_QUEUES)
     return [member for member in fresh if items[member[0]].queue.id not in refused]
 
 
-def add_queue(transaction: Transaction, queue: Queue) -> bool:
-    """Make sure the queue's row is there; False when the team has too many live ones."""
-    if transaction.row(HAS_QUEUE, queue.id):
-        return True
-    if _count_queues(transaction, queue.team) >= MOST_QUEUES:
-        transaction.run(DROP_EMPTY_QUEUES, transaction.rows(EMPTY_QUEUES, queue.team))
-        if _count_queues(transaction, queue.team) >= MOST_QUEUES:
-            return False
-    _insert_queue(transaction, queue)
-    return True
+def _room_for_queues(transaction: Transaction, team: str, most: int, wanted: Mapping[str, Queue]) -> int:
+    """How many new queues a team may have, at most `most`; empty ones make room, but not those that are wanted now."""
+    transaction.rows(ONE_AT_A_TIME, team)
+    room = MOST_QUEUES - int(transaction.rows(COUNT_QUEUES, team)[0][0])
+    if room < most:
+        empty = [row for row in transaction.rows(EMPTY_QUEUES, team) if row[0] not in wanted]
+        room += transaction.run(DROP_EMPTY_QUEUES, empty)
+    return max(0, min(room, most))
 
 
 def _insert_queue(transaction: Transaction, queue: Queue) -> None:
     parts = [_encode(part).decode() for part in (queue.labels, queue.requires, queue.resources)]
     while not transaction.row(HAS_QUEUE, queue.id):  # on a server somebody may make it, or drop it, beside us
         transaction.insert(ADD_QUEUES, [(queue.id, queue.team, parts[0], parts[1], queue.node, parts[2])])
-
-
-def _count_queues(transaction: Transaction, team: str) -> int:
-    return int(transaction.rows(COUNT_QUEUES, team)[0][0])
 
 
 # -- claim -------------------------------------------------------------------------------------------------------------

@@ -2,11 +2,11 @@
 
 import pytest
 
-pytest.register_assert_rewrite(*(f"{__name__}.{suite}" for suite in ("bus", "group", "link", "store")))
+pytest.register_assert_rewrite(*(f"{__name__}.{suite}" for suite in ("events", "group", "store", "tasks")))
 
-from retinue.testing.conformance.bus import BusSuite  # noqa: E402 - after the line that makes asserts speak
+from retinue.testing.conformance.events import EventSuite  # noqa: E402 - after the line that makes asserts speak
 from retinue.testing.conformance.group import GroupCommitSuite  # noqa: E402
-from retinue.testing.conformance.link import LinkSuite  # noqa: E402
 from retinue.testing.conformance.store import StoreSuite  # noqa: E402
+from retinue.testing.conformance.tasks import TaskSuite  # noqa: E402
 
-__all__ = ["BusSuite", "GroupCommitSuite", "LinkSuite", "StoreSuite"]
+__all__ = ["EventSuite", "GroupCommitSuite", "StoreSuite", "TaskSuite"]
