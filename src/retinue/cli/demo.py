@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def command(
     context: typer.Context,
-    repo: Annotated[Path, typer.Argument(help="A git repository, or a folder in one.")] = Path(),
+    repo: Annotated[Path, typer.Argument(metavar="[REPO]", help="A git repository, or a folder in one.")] = Path(),
     workers: Annotated[
         int | None, typer.Option(help="Tasks that run at once; the number of cores, if unset.", min=1)
     ] = None,
