@@ -55,6 +55,8 @@ def by_holder(rig: Rig, claim: Claim) -> list[Op]:
 
 
 class OnARig:
+    """Tests of tasks on an engine."""
+
     @pytest.fixture
     async def rig(self, engine: Engine) -> AsyncIterator[Rig]:
         """Tasks on the engine. After each test everything that must hold, holds."""
