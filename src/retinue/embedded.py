@@ -134,6 +134,12 @@ class Embedded:
         """How a client inside this process speaks to it."""
         return LocalTransport(Interface(self.coordinator), Caller(self.coordinator.team, LOCAL))
 
+    async def idle(self) -> None:
+        """Return when no attempt runs any more: the cancelled ones have had their time to end by themselves."""
+        if self.node is not None:
+            works = [attempt.work for attempt in self.node.executor.attempts.values() if attempt.work is not None]
+            await asyncio.gather(*works, return_exceptions=True)
+
     async def stop(self) -> None:
         """End every attempt and its processes, commit what waits, give the data directory back.
 

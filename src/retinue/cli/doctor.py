@@ -92,20 +92,22 @@ def _data(front: Front) -> Iterator[Finding]:
         held = holder(folder)
         if held is not None:
             yield Finding("in use", "ok", f"by process {held['pid']} ({held.get('command', 'unknown')})")
-        yield _store(front)
+        yield _store(front, held=held is not None)
     yield _disk(folder)
 
 
-def _store(front: Front) -> Finding:
-    """Whether it can be read; that commits are durable was proved when it was made, and is at every opening."""
+def _store(front: Front, *, held: bool) -> Finding:
+    """Whether it can be used, and makes commits durable: proved by opening it, where nobody else has it open."""
     from retinue.errors import RetinueError
 
     async def reading(fleet: "Fleet") -> str:
         status = await fleet.status()
-        return f"{status['store']}: {sum(status['tasks'].values())} tasks; every commit is synced to the disk"
+        return f"{status['store']}: {sum(status['tasks'].values())} tasks"
 
     try:
-        return Finding("store", "ok", front.look(reading))
+        if held or not (front.data_dir / "retinue.db").exists():
+            return Finding("store", "ok", front.look(reading))
+        return Finding("store", "ok", f"{front.steer(reading)}; every commit is synced to the disk")
     except RetinueError as error:
         return Finding("store", "broken", error.message)
 

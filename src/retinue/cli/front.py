@@ -1,6 +1,5 @@
 """What every verb stands on: the options they share, the configuration, a fleet to look at or to work with, output."""
 
-import asyncio
 import logging
 import os
 import signal
@@ -100,6 +99,8 @@ class Front:
     def look(self, work: "Callable[[Fleet], Coroutine[Any, Any, T]]") -> T:
         """Do something that only reads. Nothing that waits is run, and whoever holds the data directory goes on."""
 
+        import asyncio
+
         async def looking() -> T:
             from retinue.client.client import Fleet
             from retinue.embedded import LookingTransport
@@ -128,6 +129,8 @@ class Front:
             DataDirHeld: another process holds the data directory. KeyboardInterrupt: it was interrupted.
         """
 
+        import asyncio
+
         async def serving() -> T:
             from retinue.client.client import Fleet
             from retinue.embedded import Embedded
@@ -139,6 +142,8 @@ class Front:
                 async with Fleet(embedded.transport()) as fleet:
                     return await work(embedded, fleet)
             finally:
+                if serve == "own":  # its tasks ended with their session; the programs may still be about to
+                    await embedded.idle()
                 await embedded.stop()
 
         try:
@@ -176,6 +181,8 @@ class Interrupts:
     """SIGINT, SIGTERM and SIGHUP of this process: the first cancels the running work, a further one hurries its end."""
 
     def __init__(self) -> None:
+        import asyncio
+
         self.hurry: Callable[[], Coroutine[Any, Any, None]] | None = None
         self._loop = asyncio.get_running_loop()
         self._work = asyncio.current_task()

@@ -58,6 +58,7 @@ def run(arguments: Sequence[str]) -> int:
     """Do what the arguments say and answer the exit code; whatever went wrong is one sentence on standard error."""
     from typer.exceptions import Abort, TyperException
 
+    from retinue.cli.tree import ReaderGone
     from retinue.errors import RetinueError
 
     try:
@@ -66,7 +67,7 @@ def run(arguments: Sequence[str]) -> int:
         return _usage(error)
     except (KeyboardInterrupt, Abort):
         return INTERRUPTED
-    except BrokenPipeError:
+    except (ReaderGone, BrokenPipeError):
         return _closed_pipe()
     except RetinueError as error:
         return _failed(error)

@@ -317,7 +317,7 @@ def _spec(document: Any, priority: str) -> "TaskSpec":
 
 
 async def _get(fleet: "Fleet", task: str) -> "Task":
-    return await fleet.tasks.get(await _id(fleet, task))
+    return (await _each(fleet, [task], fleet.tasks.get))[0]
 
 
 async def _id(fleet: "Fleet", task: str) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from retinue.cli.coercion import simplified
 from retinue.cli.front import Common, Front
 
 if TYPE_CHECKING:
@@ -38,6 +39,10 @@ def _command(function: Function, name: str, kind: type[TyperCommand], settings: 
     return typer.main.get_command(app)
 
 
+class ReaderGone(Exception):
+    """The reader of our output wants no more."""
+
+
 class VerbCommand(TyperCommand):
     """A verb, with the options that every verb takes; those that it declares itself it is handed itself."""
 
@@ -48,10 +53,16 @@ class VerbCommand(TyperCommand):
         self.common = [param for param in common if not taken.intersection((param.name, *param.opts))]
         self.params += self.common
 
+    def get_params(self, context: Any) -> Any:
+        return simplified(super().get_params(context))
+
     def invoke(self, context: Any) -> Any:
         given = {param.name: context.params.pop(param.name) for param in self.common}
         context.obj = Front(Common(**given))
-        return super().invoke(context)
+        try:
+            return super().invoke(context)
+        except BrokenPipeError as error:
+            raise ReaderGone from error  # typer would make exit code 1 of it
 
     def format_options(self, context: Any, formatter: Any) -> None:
         ours = {id(param) for param in self.common}
@@ -70,6 +81,9 @@ class VerbCommand(TyperCommand):
 
 class Group(TyperGroup):
     """Verbs of one noun. Suggests what may have been meant."""
+
+    def get_params(self, context: Any) -> Any:
+        return simplified(super().get_params(context))
 
     def resolve_command(self, context: Any, arguments: list[str]) -> Any:
         if arguments[0].startswith("-"):
