@@ -50,10 +50,9 @@ def test_every_command_of_a_page_ends_as_the_page_says(block: Block, machine: di
 
     ended = {line: run(["bash", "-c", line], machine) for line, _ in commands}
 
+    codes = {line: (one.returncode, one.stderr) for line, one in ended.items()}
+    assert codes == {line: (int(code or 0), codes[line][1]) for line, code in commands}
     assert commands
-    assert {line: (one.returncode, one.stderr if one.returncode else "") for line, one in ended.items()} == {
-        line: (int(code or 0), ended[line].stderr if code else "") for line, code in commands
-    }
     assert [one.stderr for one in ended.values() if "Traceback" in one.stderr] == []
 
 

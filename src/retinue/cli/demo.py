@@ -48,12 +48,12 @@ def command(
     temporary = None if front.common.data_dir else tempfile.mkdtemp(prefix="retinue-demo-")
     if temporary is not None:
         front.flags["data_dir"] = ("demo", temporary)
-    kept = front.data_dir
-    if front.loaded.config.store.url is not None:  # the demonstration keeps to its folder, whatever store is configured
-        front.flags["store.url"] = ("demo", f"sqlite://{kept / 'retinue.db'}")
+        if front.loaded.config.store.url is not None:  # it keeps to its folder, whatever store is configured
+            front.flags["store.url"] = ("demo", f"sqlite://{temporary}/retinue.db")
     if workers is not None:
         front.flags["coordination.max_workers"] = ("--workers", workers)
-    del front.loaded  # it was read without these
+    vars(front).pop("loaded", None)  # it was read without these
+    kept = front.data_dir
     clock = SystemClock()
 
     async def look(embedded: "Embedded", fleet: "Fleet") -> "Ran":
