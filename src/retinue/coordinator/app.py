@@ -102,7 +102,7 @@ class Coordinator:
         self.stdin = StdinHub()
         self.gateway = Gateway(
             self.tasks, self.database, self.dispatcher, self.logs, self.stdin, self.ids,
-            lease=timing.lease, heartbeat=timing.heartbeat, spawn=self.spawn,
+            lease=timing.lease, heartbeat=timing.heartbeat, ordered=settings.writers == 1, spawn=self.spawn,
         )  # fmt: skip
         self.reaper = Reaper(
             self.database, ports.clock, lease=timing.lease, sweep=timing.sweep, stopped=self.gateway.stop

@@ -7,7 +7,6 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from retinue.client.frames import (
     VERSION,
     Bye,
-    Cancel,
     Credit,
     Done,
     DoneAck,
@@ -34,9 +33,11 @@ from retinue.coordinator.stdin import StdinHub
 from retinue.errors import LinkClosed, RetinueError, StaleClaim, Unavailable
 from retinue.ids import Ids
 from retinue.nodes.model import Offer, Registration
+from retinue.nodes.resources import Resources
 from retinue.nodes.store import LEAVES, REGISTER
 from retinue.storage.group import GroupCommit
-from retinue.tasks.logs import INLINE
+from retinue.tasks import read
+from retinue.tasks.logs import KEEP_LOG
 from retinue.tasks.model import Hold
 from retinue.tasks.service import TaskService
 from retinue.tasks.steer import Stopped
@@ -59,9 +60,11 @@ class Gateway:
         *,
         lease: float,
         heartbeat: float,
-        spawn: Callable[[Coroutine[None, None, None]], object],
+        ordered: bool,
+        spawn: Callable[[Coroutine[None, None, None]], asyncio.Task[None]],
     ) -> None:
-        """`lease` and `heartbeat` in seconds; `spawn` runs a coroutine in the background."""
+        """`lease` and `heartbeat` in seconds; `ordered` says whether what is submitted first is committed first, which
+        several writers do not keep; `spawn` runs a coroutine in the background."""
         self._tasks = tasks
         self._database = database
         self._dispatcher = dispatcher
@@ -70,6 +73,7 @@ class Gateway:
         self._ids = ids
         self._lease = lease
         self._heartbeat = heartbeat
+        self._ordered = ordered
         self._spawn = spawn
 
     async def serve(self, link: Link, team: str) -> None:
@@ -130,6 +134,14 @@ class Gateway:
             hello.resources,
         )
         session = NodeSession(link, offer)
+        # What it holds takes of its resources: lost attempts too, until the node says that they ended.
+        held = sorted({hold.task for hold in hello.holds})
+        known = await self._database.read(lambda connection: read.many(connection, team, held)) if held else []
+        costs = {task.id: task.resources for task in known}
+        for hold in hello.holds:
+            session.took(hold, costs.get(hold.task, Resources()))
+        for hold in lost:
+            session.lost(hold)
         self._dispatcher.attach(session)
         link.send(Welcome(VERSION, self._lease, self._heartbeat, node, lost))
         return session
@@ -154,7 +166,7 @@ class Gateway:
             self._dispatcher.freed(session)
         elif isinstance(frame, Started):
             for hold in frame.holds:
-                self._spawn(self._or_cancel(session, hold, self._tasks.start(hold, boot)))
+                self._start(session, hold)
         elif isinstance(frame, Done):
             self._spawn(self._done(session, frame.reports))
         elif isinstance(frame, Renew):
@@ -165,7 +177,9 @@ class Gateway:
             self._spawn(self._or_cancel(session, frame.hold, self._tasks.progress(frame.hold, boot, frame.progress)))
         elif isinstance(frame, Release):
             for hold in frame.holds:
-                self._spawn(self._quietly(self._tasks.release(hold, boot)))
+                session.gave_back(hold)
+                if not session.was_stopped(hold):
+                    self._spawn(self._quietly(self._tasks.release(hold, boot)))
         elif isinstance(frame, WantInput):
             self._want_input(session, frame)
         elif isinstance(frame, Bye):
@@ -173,12 +187,18 @@ class Gateway:
         elif isinstance(frame, Ping):
             session.link.send(Ping())
 
+    def _start(self, session: NodeSession, hold: Hold) -> None:
+        task = self._spawn(self._or_cancel(session, hold, self._tasks.start(hold, session.offer.boot)))
+        if not self._ordered:
+            session.starting[hold.task, hold.fence] = task
+            task.add_done_callback(lambda _: session.starting.pop((hold.task, hold.fence), None))
+
     async def _or_cancel(self, session: NodeSession, hold: Hold, verb: Coroutine[None, None, None]) -> None:
         """Do what a holder asks; a stale one is told to stop."""
         try:
             await verb
         except StaleClaim:
-            session.link.send(Cancel([hold]))
+            session.stop([hold])
         except RetinueError as error:
             log.info("a frame of node %s was not taken: %s", session.offer.name, error)
 
@@ -191,7 +211,7 @@ class Gateway:
     async def _done(self, session: NodeSession, reports: Sequence[Report]) -> None:
         """Accept results. What the store cannot take now is not answered: the node sends it again."""
         for report in reports:
-            session.gave_back(report.attempt)
+            session.gave_back(report.hold)
         finished = await asyncio.gather(*(self._finish(session, r) for r in reports), return_exceptions=True)
         accepted: list[str] = []
         stale: list[str] = []
@@ -211,20 +231,30 @@ class Gateway:
             session.link.send(DoneAck(accepted, stale))
 
     def _finish(self, session: NodeSession, report: Report) -> Awaitable[object]:
-        """Keep the rest of the output and accept the result: in one commit where the rest is small."""
-        pending = self._logs.pending(report.attempt)
-        if pending is None:
-            return self._tasks.finish(report.hold, session.offer.boot, report.ending)
-        if pending <= INLINE:  # both are submitted before the writer's turn, the output first
-            return asyncio.gather(self._logs.flush(report.attempt), self._accept(session, report))
-        return self._keep_and_accept(session, report)
+        """Keep the rest of the output, then accept the result: in one commit where the rest is small. Once accepted, a
+        result ends the right to keep output, and to have started."""
+        boot = session.offer.boot
+        if self._ordered and not self._logs.pending(report.attempt):
+            return self._tasks.finish(report.hold, boot, report.ending)
+        if self._ordered and (rest := self._logs.rest(report.attempt)) is not None:
+            return self._with_rest(
+                self._database.submit(KEEP_LOG, rest), self._tasks.finish(report.hold, boot, report.ending)
+            )
+        return self._one_after_the_other(session, report)
 
-    async def _keep_and_accept(self, session: NodeSession, report: Report) -> None:
+    async def _with_rest(self, kept: Awaitable[int], finished: Awaitable[object]) -> None:
+        """Wait for both; what the result's commit says, counts."""
+        keeping, finishing = await asyncio.gather(kept, finished, return_exceptions=True)
+        if isinstance(finishing, BaseException):
+            raise finishing
+        if isinstance(keeping, Unavailable):
+            log.warning("the last output of an attempt was not kept: %s", keeping)
+
+    async def _one_after_the_other(self, session: NodeSession, report: Report) -> None:
+        starting = session.starting.get((report.hold.task, report.hold.fence))
+        if starting is not None:
+            await asyncio.wait([starting])
         await self._logs.flush(report.attempt)
-        await self._accept(session, report)
-
-    async def _accept(self, session: NodeSession, report: Report) -> None:
-        """Once accepted, a result ends the right to keep output: never submit it before the output."""
         await self._tasks.finish(report.hold, session.offer.boot, report.ending)
 
     async def _renew(self, session: NodeSession, holds: Sequence[Hold]) -> None:
@@ -238,13 +268,16 @@ class Gateway:
         except RetinueError as error:
             log.info("node %s could not be renewed: %s", offer.name, error)
             return
-        session.link.send(Renewed([*forged, *(hold for hold in proven if (hold.task, hold.fence) in gone)]))
+        lost = [*forged, *(hold for hold in proven if (hold.task, hold.fence) in gone)]
+        for hold in lost:
+            session.lost(hold)
+        session.link.send(Renewed(lost))
 
     def _log(self, session: NodeSession, frame: Log) -> None:
         try:
             self._tasks.verify(frame.hold, session.offer.boot)
         except StaleClaim:
-            session.link.send(Cancel([frame.hold]))
+            session.stop([frame.hold])
             return
         if self._logs.add(frame, session.link.send):
             self._spawn(self._logs.settle(frame.attempt))
@@ -257,7 +290,7 @@ class Gateway:
             self._tasks.verify(frame.hold, session.offer.boot)
             self._stdin.want(frame, deliver)
         except RetinueError:
-            session.link.send(Cancel([frame.hold]))
+            session.stop([frame.hold])
 
     async def _bye(self, session: NodeSession) -> None:
         await self._quietly(self._leave(session))
@@ -273,4 +306,4 @@ class Gateway:
             session = self._dispatcher.session(claim.node)
             if session is not None and session.offer.boot == claim.boot:
                 token = self._tasks.token(claim.task, claim.fence, claim.boot)
-                session.link.send(Cancel([Hold(claim.task, claim.fence, token)]))
+                session.stop([Hold(claim.task, claim.fence, token)])

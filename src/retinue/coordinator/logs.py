@@ -120,13 +120,21 @@ class LogHub:
             del stream.tail[: upto - stream.kept]
             stream.kept = upto
 
-    def pending(self, attempt: str) -> int | None:
-        """How much of its one stream is not durable; SEGMENT if there are two or one is being kept; None: nothing."""
-        streams = [stream for (of, _), stream in self._streams.items() if of == attempt and stream.tail]
-        if not streams:
+    def pending(self, attempt: str) -> bool:
+        """Whether some of its output is not durable yet."""
+        return any(stream.tail for (of, _), stream in self._streams.items() if of == attempt)
+
+    def rest(self, attempt: str) -> Segment | None:
+        """All that is not durable, when that is one small segment which nobody is keeping just now, for who keeps it
+        in the commit that ends the attempt; if that fails it is still here."""
+        streams = [(name, stream) for (of, name), stream in self._streams.items() if of == attempt and stream.tail]
+        if len(streams) != 1:
             return None
-        (first, *more) = streams
-        return SEGMENT if more or first.flushing.locked() else len(first.tail)
+        ((name, stream),) = streams
+        if len(stream.tail) > INLINE or stream.flushing.locked():
+            return None
+        hold, data = stream.hold, bytes(stream.tail)
+        return Segment(hold.task, hold.fence, attempt, name, stream.kept, len(data), None, data)
 
     def forget(self, attempt: str) -> None:
         """The attempt ended."""

@@ -12,6 +12,7 @@ from retinue.client.frames import (
     Log,
     LogKept,
     ProgressFrame,
+    Release,
     Report,
     Started,
     WantInput,
@@ -161,19 +162,24 @@ class Executor:
         try:
             ending = await runner.run(attempt.assignment, attempt)
         except asyncio.CancelledError:
-            self.attempts.pop(attempt.assignment.attempt, None)
-            self._ended(None)
+            self._over(attempt)
             raise
         except Exception:
             log.exception("the runner of attempt %s failed", attempt.assignment.attempt)
             ending = Ending(False, error="The node failed to run it; its log says why.", code=FailureCode.HOST_LOST)
         attempt.running = False
         if attempt.lost:
-            self.attempts.pop(attempt.assignment.attempt, None)
-            self._ended(None)
+            self._over(attempt)
         else:
             attempt.report = Report(attempt.hold, attempt.assignment.attempt, ending)
             self._ended(attempt.report)
+
+    def _over(self, attempt: Attempt) -> None:
+        """It ended without a report; of a lost one nothing runs any more, so what it took is free."""
+        self.attempts.pop(attempt.assignment.attempt, None)
+        if attempt.lost:
+            self._send(Release([attempt.hold], "stopped"))
+        self._ended(None)
 
     def acknowledged(self, attempt_id: str) -> None:
         """The coordinator has the report, or refused it for good."""
@@ -183,11 +189,11 @@ class Executor:
 
     def lose(self, hold: Hold) -> None:
         """This claim is gone: end its attempt and say nothing of it."""
-        for name, attempt in list(self.attempts.items()):
+        for attempt in list(self.attempts.values()):
             if (attempt.hold.task, attempt.hold.fence) == (hold.task, hold.fence):
                 attempt.lose()
                 if attempt.report is not None:
-                    del self.attempts[name]
+                    self._over(attempt)
 
     async def stop(self) -> None:
         """End every attempt; returns when nothing of theirs runs any more."""
