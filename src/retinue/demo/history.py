@@ -49,7 +49,7 @@ def commits(output: bytes) -> Iterator[tuple[bool, int, str, list[str]]]:
         elif token:
             if head is not None and files is not None:
                 yield *head, files
-            if place + 4 > len(tokens):
+            if place + 4 >= len(tokens):  # a whole one ends with a NUL
                 return
             _, parents, at, author = tokens[place : place + 4]
             head, files = (bool(parents), _number(at), line(author, 40) or "nobody"), []
