@@ -594,8 +594,8 @@ def as_text(value: Any) -> str:
         seconds = value.total_seconds()
         for unit in ("d", "h", "m"):
             if seconds >= SECONDS[unit] and seconds % SECONDS[unit] == 0:
-                return f"{seconds / SECONDS[unit]:g}{unit}"
-        return f"{seconds:g}s"
+                return f"{int(seconds / SECONDS[unit])}{unit}"
+        return f"{seconds:.6f}".rstrip("0").rstrip(".") + "s"
     if value is None:
         return "(unset)"
     if isinstance(value, bool):

@@ -118,6 +118,8 @@ def _usage(error: Any) -> int:
         return 2
     path = context.command_path if context is not None else " ".join(["retinue", *_named()])
     problem = " ".join(error.format_message().split()).rstrip(".")
+    if type(error).__name__ == "NoSuchOption" and hasattr(getattr(context, "command", None), "commands"):
+        problem = f"No such option: {error.option_name}; options stand behind the verb"
     _say(f"{path}: {problem}{'' if problem.endswith('?') else '.'} See `{path} --help`.")
     return int(error.exit_code)
 

@@ -85,11 +85,6 @@ class Group(TyperGroup):
     def get_params(self, context: Any) -> Any:
         return simplified(super().get_params(context))
 
-    def resolve_command(self, context: Any, arguments: list[str]) -> Any:
-        if arguments[0].startswith("-"):
-            context.fail(f"No such option: {arguments[0]}; options stand behind the verb")
-        return super().resolve_command(context, arguments)
-
 
 class Root(Group):
     """All verbs. Until one is used, it is only its line in the help."""
