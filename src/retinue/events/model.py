@@ -27,7 +27,6 @@ EVENT_TYPES: Final[Mapping[str, str]] = {
     "node.registered": "a node process said what it has",
     "node.online": "a node is connected",
     "node.offline": "a node said good-bye, or was silent for too long",
-    "node.draining": "a node takes nothing new",
 }
 
 
