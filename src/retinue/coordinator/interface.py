@@ -146,7 +146,9 @@ async def open_session(coordinator: Coordinator, request: Request) -> Answer:
 
 async def keep_session(coordinator: Coordinator, request: Request) -> Answer:
     """POST /sessions/{id}/keep"""
-    kept = await coordinator.tasks.keep_session(request.path["id"], request.read(OpenSession).lease_seconds)
+    kept = await coordinator.tasks.keep_session(
+        request.caller.team, request.path["id"], request.read(OpenSession).lease_seconds
+    )
     if not kept:
         raise NotFound(id=request.path["id"])
     return Answer({"id": request.path["id"]})
@@ -154,7 +156,7 @@ async def keep_session(coordinator: Coordinator, request: Request) -> Answer:
 
 async def close_session(coordinator: Coordinator, request: Request) -> Answer:
     """DELETE /sessions/{id}"""
-    await coordinator.tasks.close_session(request.path["id"], "its client went away")
+    await coordinator.tasks.close_session(request.caller.team, request.path["id"], "its client went away")
     return Answer({})
 
 

@@ -43,11 +43,12 @@ OLD_LOGS: Final = Statement(
     "DELETE FROM logs WHERE (attempt, stream, start) IN"
     " (SELECT attempt, stream, start FROM logs WHERE at < ? ORDER BY at LIMIT ?) RETURNING digest"
 )
-# A finished task stays while an unfinished one names it: as its parent, or as what it waits for.
+# A finished task stays while an unfinished one waits for it, and while there is one below it: a cancel has to find its
+# way down to what is unfinished there. So those below go first.
 _NAMED: Final = (
     "EXISTS (SELECT 1 FROM edges JOIN tasks c ON c.id = edges.child"
     " WHERE edges.parent = tasks.id AND c.finished_at IS NULL)"
-    " OR EXISTS (SELECT 1 FROM tasks c WHERE c.parent = tasks.id AND c.finished_at IS NULL)"
+    " OR EXISTS (SELECT 1 FROM tasks c WHERE c.parent = tasks.id)"
 )
 OLD_TASKS: Final = Statement(
     f"SELECT id, team, status FROM tasks WHERE finished_at < ? AND NOT ({_NAMED})"  # noqa: S608 - text of ours

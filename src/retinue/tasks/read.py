@@ -46,6 +46,7 @@ UNFINISHED_PARENTS: Final = Statement(
     " AND tasks.finished_at IS NULL ORDER BY edges.parent LIMIT 20"
 )
 BUSY: Final = Statement("SELECT node, COUNT(*) FROM running GROUP BY node")
+OPEN: Final = Statement("SELECT 1 FROM tasks WHERE id = ? AND finished_at IS NULL")
 COUNTS: Final = Statement("SELECT status, tasks FROM counts WHERE team = ?")
 QUEUES: Final = Statement("SELECT id, team, labels, requires, node, resources FROM queues ORDER BY id")
 QUEUE: Final = Statement("SELECT id, team, labels, requires, node, resources FROM queues WHERE id = ?")
@@ -62,6 +63,11 @@ def task(connection: Connection, team: str, task_id: str) -> Task | None:
 def many(connection: Connection, team: str, task_ids: Sequence[str]) -> list[Task]:
     """The documents of those of these tasks that are this team's."""
     return _documents(connection, connection.rows(MANY, [(task_id,) for task_id in task_ids], team))
+
+
+def is_over(connection: Connection, task_id: str) -> bool:
+    """Whether a task has ended, or is not there any more."""
+    return not connection.rows(OPEN, task_id)
 
 
 def tasks(connection: Connection, team: str, *, status: TaskStatus | None, before: str, limit: int) -> list[Task]:

@@ -176,13 +176,13 @@ class TaskService:
         await self._database.submit(steer.OPEN_SESSION, steer.Session(session, team, boot, int(lease * store.SECOND)))
         return session
 
-    async def keep_session(self, session: str, lease: float) -> bool:
+    async def keep_session(self, team: str, session: str, lease: float) -> bool:
         """Renew it; False when it had ended."""
-        return await self._database.submit(steer.KEEP_SESSION, (session, int(lease * store.SECOND)))
+        return await self._database.submit(steer.KEEP_SESSION, (session, team, int(lease * store.SECOND)))
 
-    async def close_session(self, session: str, reason: str) -> None:
+    async def close_session(self, team: str, session: str, reason: str) -> None:
         """End it; what is still open of its tasks is cancelled."""
-        stopped = await self._database.submit(steer.CLOSE_SESSION, (session, reason))
+        stopped = await self._database.submit(steer.CLOSE_SESSION, (session, team, reason))
         self._stopped(stopped)
 
     # -- holders -------------------------------------------------------------------------------------------------------

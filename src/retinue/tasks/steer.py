@@ -277,10 +277,12 @@ OPEN_SESSIONS: Final = Insert(
 )
 NOW: Final = Statement("SELECT retinue_now()")
 RENEW_SESSIONS: Final = Statement(
-    "UPDATE sessions SET lease_at = retinue_now() + m.lease FROM {rows m(id text, lease bigint)}"
-    " WHERE sessions.id = m.id RETURNING sessions.id"
+    "UPDATE sessions SET lease_at = retinue_now() + m.lease FROM {rows m(id text, team text, lease bigint)}"
+    " WHERE sessions.id = m.id AND sessions.team = m.team RETURNING sessions.id"
 )
-DROP_SESSIONS: Final = Statement("DELETE FROM sessions WHERE id IN (SELECT id FROM {rows s(id text)})")
+DROP_SESSIONS: Final = Statement(
+    "DELETE FROM sessions WHERE (id, team) IN (SELECT id, team FROM {rows s(id text, team text)}) RETURNING id"
+)
 DROP_LAPSED: Final = Statement("DELETE FROM sessions WHERE lease_at < retinue_now() RETURNING id")
 DROP_OTHER_BOOTS: Final = Statement("DELETE FROM sessions WHERE boot <> ? RETURNING id")
 TIED: Final = Statement("SELECT id FROM tasks WHERE session = ? AND finished_at IS NULL ORDER BY id")
@@ -301,16 +303,17 @@ def _open(transaction: Transaction, items: Sequence[Session]) -> list[None]:
     return [None] * len(items)
 
 
-def _keep(transaction: Transaction, items: Sequence[tuple[str, int]]) -> list[bool | RetinueError]:
-    """Each item is (session, lease): whether it was still there."""
+def _keep(transaction: Transaction, items: Sequence[tuple[str, str, int]]) -> list[bool | RetinueError]:
+    """Each item is (session, team, lease): whether it was still there."""
     kept = {row[0] for row in transaction.rows(RENEW_SESSIONS, items)}
-    return [session in kept for session, _ in items]
+    return [session in kept for session, *_ in items]
 
 
-def _close(transaction: Transaction, items: Sequence[tuple[str, str]]) -> list[list[Stopped] | RetinueError]:
-    """Each item is (session, reason): its open tasks are cancelled, never run again by surprise."""
-    transaction.run(DROP_SESSIONS, sorted({(session,) for session, _ in items}))
-    return [_cancel_tied(transaction, session, reason) for session, reason in items]
+def _close(transaction: Transaction, items: Sequence[tuple[str, str, str]]) -> list[list[Stopped] | RetinueError]:
+    """Each item is (session, team, reason): its open tasks are cancelled, never run again by surprise."""
+    known = sorted({(session, team) for session, team, _ in items})
+    gone = {str(row[0]) for row in transaction.rows(DROP_SESSIONS, known)}
+    return [_cancel_tied(transaction, session, reason) if session in gone else [] for session, _, reason in items]
 
 
 def _lapse(transaction: Transaction, items: Sequence[str | None]) -> list[list[Stopped] | RetinueError]:
@@ -332,6 +335,6 @@ CANCEL: Final[Kind[Steer, list[Stopped]]] = Kind("task.cancel", 60, _cancel)
 RETRY: Final[Kind[Steer, None]] = Kind("task.retry", 61, _retry)
 DUE_KIND: Final[Kind[int, Due]] = Kind("task.due", 62, _due)
 OPEN_SESSION: Final[Kind[Session, None]] = Kind("session.open", 10, _open)
-KEEP_SESSION: Final[Kind[tuple[str, int], bool]] = Kind("session.keep", 11, _keep)
-CLOSE_SESSION: Final[Kind[tuple[str, str], list[Stopped]]] = Kind("session.close", 63, _close)
+KEEP_SESSION: Final[Kind[tuple[str, str, int], bool]] = Kind("session.keep", 11, _keep)
+CLOSE_SESSION: Final[Kind[tuple[str, str, str], list[Stopped]]] = Kind("session.close", 63, _close)
 LAPSE_SESSIONS: Final[Kind[str | None, list[Stopped]]] = Kind("session.lapse", 64, _lapse)

@@ -148,6 +148,7 @@ class Rig:
         return Op(store.START_KIND, (claim.task, claim.fence))
 
     def renew(self, node: str, *claims: Claim, boot: str = "", lease: float = LEASE) -> Op:
+        """A node's renewal of what it holds."""
         holds = tuple((claim.task, claim.fence) for claim in claims)
         return Op(store.RENEW_KIND, store.Renewal(node, boot or node, holds, int(lease * store.SECOND)))
 
@@ -177,6 +178,7 @@ class Rig:
         return Op(store.REAP_KIND, most)
 
     def hello(self, node: str, *claims: Claim, boot: str = "") -> Op:
+        """A node says what it holds; the rest of that boot's is given back."""
         holds = tuple((claim.task, claim.fence) for claim in claims)
         return Op(store.HELLO, store.Presence(node, boot or node, holds))
 
@@ -187,21 +189,24 @@ class Rig:
         return Op(steer.RETRY, steer.Steer(task, team or self.team, "ann"))
 
     def due(self, most: int = 500) -> Op:
+        """What is due, at most so much."""
         return Op(steer.DUE_KIND, most)
 
     def open_session(self, session: str, boot: str = "c1", lease: float = LEASE) -> Op:
         return Op(steer.OPEN_SESSION, steer.Session(session, self.team, boot, int(lease * store.SECOND)))
 
     def keep_session(self, session: str, lease: float = LEASE) -> Op:
-        return Op(steer.KEEP_SESSION, (session, int(lease * store.SECOND)))
+        return Op(steer.KEEP_SESSION, (session, self.team, int(lease * store.SECOND)))
 
     def close_session(self, session: str) -> Op:
-        return Op(steer.CLOSE_SESSION, (session, "it said good-bye"))
+        return Op(steer.CLOSE_SESSION, (session, self.team, "it said good-bye"))
 
     def lapse(self, boot: str | None = None) -> Op:
+        """Sessions that were not kept; with a boot, those of other boots too."""
         return Op(steer.LAPSE_SESSIONS, boot)
 
     def prune(self, **keep: float) -> Op:
+        """What is past its retention, in seconds."""
         return Op(prune.PRUNE, prune.Retention(**keep))
 
     # -- what happens often --------------------------------------------------------------------------------------------
@@ -262,6 +267,7 @@ class Rig:
         return (await self.task(task)).status
 
     async def statuses(self, *tasks: str) -> list[TaskStatus]:
+        """Where tasks are."""
         return [await self.status(task) for task in tasks]
 
     async def feed(self, *tasks: str) -> list[Event]:
@@ -335,8 +341,13 @@ RECOUNT: Final = Statement(
 )
 
 
-def disorder(connection: Connection) -> list[str]:
-    """What must hold of tasks, events and counts and does not, a sentence each; none when all is well."""
+def disorder(
+    connection: Connection, histories: dict[str, history.History] | None = None, *, links: bool = True
+) -> list[str]:
+    """What must hold of tasks, events and counts and does not, a sentence each; none when all is well.
+
+    With `histories`, which are kept from call to call, only what is new in the feeds is replayed.
+    """
     unfinished: dict[str, int] = dict(connection.rows(UNFINISHED))
     timers = set(connection.rows(TIMERS))
     wrong = [f"{what}: {row[0]}" for what, query in STRAYS.items() for row in connection.rows(query)]
@@ -345,10 +356,14 @@ def disorder(connection: Connection) -> list[str]:
     counted, recounted = connection.rows(COUNTS), connection.rows(RECOUNT)
     if counted != recounted:
         wrong.append(f"counted {counted}, but there are {recounted}")
+    kept = {} if histories is None else histories
     for team in teams.names(connection):
-        wrong += [f"the link at {position} of {team} is broken" for position in events.broken_links(connection, team)]
+        if links:
+            wrong += [f"the link at {at} of {team} is broken" for at in events.broken_links(connection, team)]
         try:
-            wrong += history.compare(connection, team)
+            if team not in kept:
+                kept[team] = history.replay(connection, team)
+            wrong += history.compare(connection, team, kept[team])
         except history.IllegalMove as error:
             wrong.append(str(error))
     return wrong
