@@ -45,7 +45,7 @@ def evidence(*facts: Fact, tasks: list[Row] | None = None, **parts: Any) -> Evid
         status = stands.get(row["id"], row["status"])
         counts[status] = counts.get(status, 0) + 1
     made: dict[str, Any] = {
-        "history": [CREATED],
+        "history": [CREATED, *[Entry(1.5, "start", "n1", 1, {"task": "t", "fence": n}) for n in range(1, 5)]],
         "tasks": rows,
         "ready": [],
         "running": [],
@@ -114,7 +114,7 @@ def test_two_accepted_results_are_a_double_completion() -> None:
 def test_the_same_completion_told_twice_is_one() -> None:
     told = Entry(2.0, "accepted", "n1", 1, {"task": "t", "fence": 1, "digest": "d"})
 
-    assert violations(evidence(*GOOD, history=[CREATED, told, told])) == []
+    assert violations(evidence(*GOOD, history=[*evidence().history, told, told])) == []
 
 
 @pytest.mark.parametrize(
@@ -172,6 +172,69 @@ def test_a_program_without_a_claim_is_found() -> None:
     runs = Entry(2.0, "program", "n1", 1, {"pid": 1, "label": "t", "program": "run"})
 
     assert "outside" in broken(evidence(*GOOD, history=[CREATED, runs]))
+
+
+def test_a_second_task_for_one_key_is_found() -> None:
+    again = Entry(2.0, "ok", "client", 2, {"verb": "create", "key": "k", "value": "u"})
+    twins = [task(spec='{"name":"c1"}'), task(spec='{"name":"c1"}', id="u")]
+
+    assert "I-06" in broken(evidence(*GOOD, history=[CREATED, again]))
+    assert "I-06" in broken(evidence(*GOOD, tasks=twins))
+
+
+def test_a_child_that_ran_before_its_parent_is_found() -> None:
+    story = [fact(1, "created", status="pending", parents=["p"]), *GOOD[1:]]
+
+    assert "I-09" in broken(evidence(*story))
+
+
+def test_a_cancelled_task_that_completes_is_found() -> None:
+    cancelled = Entry(2.0, "ok", "client", 2, {"verb": "cancel", "value": "t"})
+
+    assert "I-10" in broken(evidence(*GOOD, history=[CREATED, cancelled]))
+
+
+def test_a_claim_by_a_node_without_the_label_is_found() -> None:
+    node = {"id": "n1", "name": "n1", "labels": '{"zone":"a"}', "workers": 1}
+
+    assert "I-11" in broken(evidence(*GOOD, tasks=[task(spec='{"labels":{"zone":"b"}}')], nodes=[node]))
+
+
+def test_more_programs_than_workers_are_found() -> None:
+    node = {"id": "n1", "name": "n1", "labels": "{}", "workers": 1}
+    runs = [Entry(at, "program", "n1", 1, {"pid": pid, "label": "t"}) for pid, at in ((1, 1.0), (2, 2.0))]
+
+    assert "I-11" in broken(evidence(*GOOD, nodes=[node], history=[CREATED, *runs]))
+
+
+def end(at: int, reap_at: int, seen_at: float = 100.0) -> Row:
+    return {"task": "t", "fence": 1, "node": "n1", "boot": "b", "at": at, "reap_at": reap_at, "seen_at": seen_at}
+
+
+def test_a_claim_taken_away_before_its_lease_ended_is_found() -> None:
+    story = [GOOD[0], fact(2, "claimed", 1, boot="b"), GOOD[2], fact(4, "orphaned", 1, status="pending")]
+    up = Entry(0.0, "coordinator", "coordinator", 1, {})
+
+    early = evidence(*story, history=[CREATED, up], witness=[end(at=5 * SECOND, reap_at=6 * SECOND)])
+    hasty = evidence(*story, history=[CREATED, up], witness=[end(7 * SECOND, 6 * SECOND, seen_at=1.0)])
+
+    assert "I-07 nobody else" in broken(early)
+    assert "I-07 nobody else" in broken(hasty)
+
+
+def test_a_renewal_nobody_asked_for_is_found() -> None:
+    assert "I-03 renew" in broken(evidence(*GOOD, renewals=[{"task": "t", "fence": 1, "times": 1}]))
+
+
+def test_a_report_nobody_made_is_found() -> None:
+    assert "I-03 report" in broken(evidence(*GOOD, witness=[end(3 * SECOND, 9 * SECOND)]))
+
+
+def test_output_without_a_claim_or_with_a_gap_is_found() -> None:
+    gap = {"attempt": "att1", "stream": "stdout", "start": 7, "size": 1}
+
+    assert "I-03 output" in broken(evidence(*GOOD, strays=[{"attempt": "att1", "seen_at": 1.0}]))
+    assert "I-03 output" in broken(evidence(*GOOD, logs=[gap]))
 
 
 def test_every_checker_says_what_it_checks() -> None:

@@ -12,16 +12,24 @@ def fork(seed: int, label: str) -> Random:
 
 
 class Chance:
-    """All chance of one run. `off` names fault kinds that do not happen, `mask` single ones such as `frame-lost#17`."""
+    """All chance of one run. `off` names fault kinds that do not happen, `mask` single ones such as `frame-lost#17`,
+    `force` single ones that happen whatever is drawn."""
 
     def __init__(
-        self, seed: int, *, off: frozenset[str] = frozenset(), mask: frozenset[str] = frozenset(), calm: bool = False
+        self,
+        seed: int,
+        *,
+        off: frozenset[str] = frozenset(),
+        mask: frozenset[str] = frozenset(),
+        force: frozenset[str] = frozenset(),
     ) -> None:
         self.seed = seed
         self.off = off
         self.mask = mask
-        self.calm = calm  # true once everything is healed: no dice hits any more
+        self.force = force
+        self.calm = False  # true once everything is healed: no dice hits any more
         self.happened: list[tuple[float, str, str]] = []  # when, its name for the mask, its description
+        self.all_dice: list[Dice] = []
         self.now: Callable[[], float] = float
 
     def fork(self, label: str) -> Random:
@@ -30,7 +38,9 @@ class Chance:
 
     def dice(self, kind: str, probability: float, label: str = "") -> "Dice":
         """Dice for one kind of fault; with a label, one of several, such as one a machine."""
-        return Dice(self, kind, 0.0 if kind in self.off else probability, label)
+        made = Dice(self, kind, 0.0 if kind in self.off else probability, label)
+        self.all_dice.append(made)
+        return made
 
     def note(self, name: str, text: str = "") -> bool:
         """Whether a fault that was drawn may happen; then it stands in the list of what did."""
@@ -43,19 +53,21 @@ class Chance:
 class Dice:
     """Decides again and again whether one kind of fault happens now."""
 
-    __slots__ = ("_chance", "_name", "_random", "kind", "probability", "throws")
+    __slots__ = ("_chance", "_forced", "_random", "kind", "name", "probability", "throws")
 
     def __init__(self, chance: Chance, kind: str, probability: float, label: str) -> None:
         self.kind = kind
         self.probability = probability
         self.throws = 0
         self._chance = chance
-        self._name = f"{kind}@{label}" if label else kind
-        self._random = chance.fork(f"dice/{self._name}").random if probability > 0 else None
+        self.name = f"{kind}@{label}" if label else kind
+        self._random = chance.fork(f"dice/{self.name}").random if probability > 0 else None
+        self._forced = any(name.partition("#")[0] == self.name for name in chance.force)
 
     def __call__(self) -> bool:
         """One throw. Each has its number, so masking one does not move the next."""
         self.throws += 1
         if self._random is None or self._random() >= self.probability:
-            return False
-        return self._chance.note(f"{self._name}#{self.throws}")
+            if not (self._forced and f"{self.name}#{self.throws}" in self._chance.force):
+                return False
+        return self._chance.note(f"{self.name}#{self.throws}")

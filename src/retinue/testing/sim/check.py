@@ -6,6 +6,7 @@ Each is registered under its invariant's number (INVARIANTS section 3) and answe
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
+from math import inf
 from typing import Any, Final
 
 import msgspec
@@ -54,6 +55,8 @@ class Evidence:
     nodes: list[Row] = field(default_factory=list)
     witness: list[Row] = field(default_factory=list)  # how each claim ended, as a trigger of the store saw it
     renewals: list[Row] = field(default_factory=list)  # how often each claim's lease was moved
+    logs: list[Row] = field(default_factory=list)
+    strays: list[Row] = field(default_factory=list)  # output that was added without a claim
     faultless: bool = False  # nothing went wrong in this run
     notes: dict[str, Any] = field(default_factory=dict)
 
@@ -79,6 +82,8 @@ class Evidence:
         found: dict[str, list[Fact]] = self.notes["by_task"]
         return found
 
+
+_FROM_ABOVE: Final = ("NODE_LOST", "DEADLINE", "PARENT_FAILED", "CANCELLED")  # no holder said so
 
 Checker = Callable[[Evidence], Iterator[str]]
 CHECKERS: Final[dict[str, Checker]] = {}
@@ -181,6 +186,41 @@ def only_the_holder_renews(evidence: Evidence) -> Iterator[str]:
             )
 
 
+@invariant("I-03 report")
+def only_the_holder_ends_its_attempt(evidence: Evidence) -> Iterator[str]:
+    """An attempt begins and ends by what its own holder said, under its own fence, and not before."""
+    begun = {(entry.what["task"], entry.what["fence"]) for entry in evidence.history if entry.kind == "start"}
+    reported: dict[tuple[str, int], float] = {}
+    for entry in evidence.history:
+        if entry.kind == "done":
+            reported.setdefault((entry.what["task"], entry.what["fence"]), entry.at)
+    ended = {(row["task"], row["fence"]): row["seen_at"] for row in evidence.witness}
+    for task, facts in evidence.by_task().items():
+        for fact in facts:
+            fence = fact.fence
+            if fact.type == "task.started" and (task, fence) not in begun:
+                yield f"task {task} began under fence {fence}, and nobody had said so"
+            if fence is None or fact.type not in ("task.completed", "task.failed", "task.retried"):
+                continue
+            if fact.data.get("code") in _FROM_ABOVE or (task, fence) not in ended:
+                continue
+            if reported.get((task, fence), inf) > ended[task, fence] + 1e-5:
+                yield f"{fact.type} of task {task} under fence {fence} was accepted, and nobody had reported it"
+
+
+@invariant("I-03 output")
+def only_the_holder_writes_output(evidence: Evidence) -> Iterator[str]:
+    """Nothing is added to an attempt's output when its claim does not stand, and every stream is kept without a gap."""
+    for row in evidence.strays:
+        yield f"output of {row['attempt']} was taken at {row['seen_at']:.3f} s, when nobody held its claim"
+    kept: dict[tuple[str, str], int] = {}
+    for row in evidence.logs:
+        stream = (row["attempt"], row["stream"])
+        if row["start"] != kept.get(stream, 0):
+            yield f"{row['stream']} of {row['attempt']} has a piece at {row['start']} after {kept.get(stream, 0)}"
+        kept[stream] = row["start"] + row["size"]
+
+
 @invariant("I-04")
 def terminal_is_for_ever(evidence: Evidence) -> Iterator[str]:
     """Nothing follows a terminal status except an operator's retry."""
@@ -273,8 +313,8 @@ def nobody_else_is_orphaned(evidence: Evidence) -> Iterator[str]:
             if fact.type != "task.orphaned" or claimed is None:
                 continue
             boot = claimed.data.get("boot")
-            news = boots.get(str(fact.node), ())
-            if any(claimed.position < position < fact.position and boot != new for position, new in news):
+            latest = [new for position, new in boots.get(str(fact.node), ()) if position < fact.position]
+            if latest and latest[-1] != boot:
                 continue  # its process was replaced: that is known at its hello
             end = ends.get((task, fact.fence or 0))
             if end is None:

@@ -38,7 +38,7 @@ def template() -> InlineSqlite:
     return InlineSqlite(SystemClock())
 
 
-class _PowerCut(Exception):  # noqa: N818 - it says what happened
+class _PowerCut(Exception):
     """The machine dies between the work and its commit."""
 
 

@@ -92,7 +92,7 @@ class Faults:
             ("block", 20.0, self._block),
             ("clog", 30.0, self._clog),
             ("bus-wiped", 30.0, self._wipe),
-            ("pause", 25.0, self._pause),
+            ("pause", 15.0, self._pause),
             ("wall-step", 30.0, self._wall_step),
             ("rate", 60.0, self._rate),
             ("store-outage", 60.0, self._outage),

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import msgspec
 
-from retinue.client.frames import Done, DoneAck, Frame, Renew
+from retinue.client.frames import Done, DoneAck, Frame, Renew, Started
 from retinue.coordinator.app import Coordinator, Ports, Timing
 from retinue.coordinator.app import Settings as CoordinatorSettings
 from retinue.coordinator.interface import Interface
@@ -43,6 +43,11 @@ CREATE TEMP TABLE witness (task, fence, node, boot, reap_at, at, seen_at);
 CREATE TEMP TRIGGER witness_end AFTER DELETE ON main.running BEGIN
   INSERT INTO witness
   VALUES (old.id, old.fence, old.node, old.boot, old.reap_at, retinue_now(), simulated_now());
+END;
+CREATE TEMP TABLE stray (attempt, seen_at);
+CREATE TEMP TRIGGER stray_output AFTER INSERT ON main.logs
+WHEN NOT EXISTS (SELECT 1 FROM main.running WHERE attempt = new.attempt) BEGIN
+  INSERT INTO stray VALUES (new.attempt, simulated_now());
 END;
 CREATE TEMP TABLE renewal (task, fence, times, PRIMARY KEY (task, fence)) WITHOUT ROWID;
 CREATE TEMP TRIGGER renewal_seen AFTER UPDATE OF reap_at ON main.running BEGIN
@@ -142,8 +147,12 @@ class Simulated:
             if frame.holds:
                 holds = [(hold.task, hold.fence) for hold in frame.holds]
                 self.world.history.note("renew", end.machine, holds=holds)
+        elif isinstance(frame, Started):
+            for hold in frame.holds:
+                self.world.history.note("start", end.machine, task=hold.task, fence=hold.fence)
         elif isinstance(frame, Done):
             for report in frame.reports:
+                self.world.history.note("done", end.machine, task=report.hold.task, fence=report.hold.fence)
                 if report.ending.ok:
                     said = (report.hold.task, report.hold.fence, report.ending.digest())
                     self._reports[report.attempt] = said
@@ -191,6 +200,8 @@ class Simulated:
             nodes=database.rows("SELECT id, name, labels, workers FROM nodes"),
             witness=database.rows("SELECT * FROM witness"),
             renewals=database.rows("SELECT * FROM renewal"),
+            strays=database.rows("SELECT * FROM stray"),
+            logs=database.rows("SELECT attempt, stream, start, size FROM logs ORDER BY attempt, stream, start"),
             faultless=not self.world.chance.happened,
             notes={"broken_links": _broken(written, database.rows("SELECT * FROM links ORDER BY team, last"))},
         )

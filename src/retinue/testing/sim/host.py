@@ -45,7 +45,20 @@ class Machine:
 class Incarnation(Gate):
     """One process on a host, from start to death. Every port of a dead one ignores effects and never resolves."""
 
-    __slots__ = ("_delay", "_pauses", "_slow", "_tasks", "alive", "clock", "context", "ends", "host", "loop", "number")
+    __slots__ = (
+        "_delay",
+        "_fatal",
+        "_pauses",
+        "_slow",
+        "_tasks",
+        "alive",
+        "clock",
+        "context",
+        "ends",
+        "host",
+        "loop",
+        "number",
+    )
 
     def __init__(self, host: "Host", number: int) -> None:
         super().__init__()
@@ -59,6 +72,7 @@ class Incarnation(Gate):
         self.ends: list[Callable[[bool], None]] = []  # told of the death: True when the power was cut
         self._delay = host.delay
         self._slow = host.slow
+        self._fatal = host.fatal
         self._pauses = 0
         self._tasks: list[asyncio.Task[Any]] = []
 
@@ -86,6 +100,8 @@ class Incarnation(Gate):
     def call(self, slowness: float = 1.0) -> "asyncio.Future[None]":
         """What every port awaits first: it takes a moment, sometimes seconds, and for ever in a dead process."""
         future = self.loop.create_future()
+        if self._fatal():
+            self.host.crash_point(self)
         if self.alive:
             delay = self._delay() * PORT_DELAY * slowness
             if self._slow():
@@ -219,6 +235,7 @@ class Host:
         name: str,
         program: Callable[[Incarnation], Coroutine[Any, Any, None]],
         on_exit: Callable[[Incarnation, BaseException | None], None] = lambda incarnation, error: None,
+        crash: Callable[[Incarnation], None] = lambda incarnation: None,
     ) -> None:
         self.loop = loop
         self.name = name
@@ -226,6 +243,8 @@ class Host:
         self.random = chance.fork(f"host/{name}")
         self.delay = chance.fork(f"delay/{name}").random
         self.slow: Dice = chance.dice("slow-port", SLOW_PORT, name)
+        self.fatal: Dice = chance.dice("crash-at-call", 0.0, name)  # only ever forced: one run a call (`run.sweep`)
+        self.crash_point = crash
         self.incarnations = 0
         self.incarnation: Incarnation | None = None
         self.gone = False  # it never returns

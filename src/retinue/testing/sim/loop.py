@@ -11,11 +11,11 @@ from typing import Any, Final, NoReturn
 STEPS: Final = 200_000
 
 
-class Deadlock(Exception):  # noqa: N818 - errors say what happened
+class Deadlock(Exception):
     """Nothing will ever happen again: everybody waits, and no timer is left."""
 
 
-class Runaway(Exception):  # noqa: N818 - errors say what happened
+class Runaway(Exception):
     """The fleet took more steps than any honest run needs: something spins."""
 
 

@@ -3,6 +3,10 @@
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cache
+from inspect import getsource
+from textwrap import dedent
+from types import CodeType
 from typing import Any, Final
 
 from retinue.storage.sql import Statement
@@ -22,6 +26,7 @@ class Mutant:
 
 
 MUTANTS: Final[dict[str, Mutant]] = {}
+_read: Final[set[str]] = set()
 
 
 def mutant(name: str, number: str, *invariants: str, profile: str = "P5") -> Callable[[Plant], Plant]:
@@ -36,7 +41,18 @@ def mutant(name: str, number: str, *invariants: str, profile: str = "P5") -> Cal
 
 def planted(name: str | None) -> AbstractContextManager[None]:
     """The code with this bug in it, for a while; without a name, as it is."""
-    return nullcontext() if name is None else MUTANTS[name].plant()
+    return nullcontext() if name is None else known()[name].plant()
+
+
+def known() -> dict[str, Mutant]:
+    """Every mutant there is."""
+    import retinue.testing.sim.bugs  # noqa: F401 - it registers them
+
+    if not _read:
+        for bug in MUTANTS.values():  # the source is read now, before somebody edits it under a long run
+            with bug.plant():
+                _read.add(bug.name)
+    return MUTANTS
 
 
 @contextmanager
@@ -56,6 +72,37 @@ def sql(*changes: tuple[Statement, str, str]) -> Iterator[None]:
     finally:
         for statement, text in before:
             statement.sqlite = text
+
+
+@contextmanager
+def code(*changes: tuple[Callable[..., Any], str, str]) -> Iterator[None]:
+    """Functions with a part of their source replaced, wherever they are referred to.
+
+    Raises:
+        LookupError: the source does not say that any more; the mutant has to follow the code.
+    """
+    functions: list[Any] = [function for function, _, _ in changes]
+    before = [function.__code__ for function in functions]
+    try:
+        for function, (_, old, new) in zip(functions, changes, strict=True):
+            function.__code__ = _changed(function, old, new)
+        yield
+    finally:
+        for function, compiled in zip(functions, before, strict=True):
+            function.__code__ = compiled
+
+
+@cache
+def _changed(function: Any, old: str, new: str) -> CodeType:
+    source = dedent(getsource(function))
+    if old not in source:
+        raise LookupError(f"{old!r} is not in {function.__qualname__}")
+    compiled = compile(source.replace(old, new), function.__code__.co_filename, "exec")
+    made: dict[str, Any] = {}
+    exec(compiled, function.__globals__, made)  # noqa: S102 - our own source, with a planted bug
+    changed = made[function.__name__]
+    found: CodeType = getattr(changed, "fget", changed).__code__
+    return found
 
 
 @contextmanager

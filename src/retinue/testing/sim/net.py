@@ -289,7 +289,8 @@ class SimLink:
         self._arrived: deque[Frame] = deque()
         self._waiter: asyncio.Future[None] | None = None
         self._heard = net.loop.time()
-        self._patience = net.spread(4.0, 15.0)
+        # Some transports notice silence in seconds, those left as they come in most of a minute.
+        self._patience = net.spread(4.0, 15.0) if net.spread(0.0, 1.0) < 0.5 else net.spread(15.0, 45.0)
         self._every = net.spread(1.5, 3.0)
         own.ends.append(self._die)
 

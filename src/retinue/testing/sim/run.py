@@ -43,6 +43,7 @@ class Outcome:
     steps: int = 0
     simulated: float = 0.0
     labels: dict[str, int] = field(default_factory=dict)
+    points: dict[str, int] = field(default_factory=dict)  # how often each kind of single fault could have happened
 
     @property
     def ok(self) -> bool:
@@ -74,6 +75,7 @@ def run_seed(seed: int, settings: Settings, scenario: str = FLEET, mutant: str |
         problems += world.failures
         outcome = Outcome(seed, problems, world.chance.happened, [], _digest(world), steps, world.loop.time())
         outcome.labels = world.labels
+        outcome.points = {dice.name: dice.throws for dice in world.chance.all_dice}
         if problems:
             outcome.last = _story(world, evidence, logged)
         return outcome
@@ -217,7 +219,8 @@ def run_seeds(
     clock = SystemClock()
     began = clock.monotonic()
     report = Report()
-    chunks = iter([range(at, min(at + CHUNK, first + count)) for at in range(first, first + count, CHUNK)])
+    size = 1 if until_failed and jobs <= 1 else CHUNK
+    chunks = iter([range(at, min(at + size, first + count)) for at in range(first, first + count, size)])
 
     def done() -> bool:
         return clock.monotonic() - began > budget or (until_failed and bool(report.failed))
@@ -244,6 +247,23 @@ def run_seeds(
             told(report)
     report.failed.sort(key=lambda outcome: outcome.seed)
     return report
+
+
+POINTS: Final = ("crash-at-call", "crash-before-commit", "crash-after-commit", "commit-lost", "answer-lost")
+SMALL: Final = Settings(profile="calm", nodes=2, tasks=3, faults_for=20.0, calm_for=45.0)
+
+
+def sweep(
+    seed: int = 1, settings: Settings = SMALL, *, scenario: str = FLEET, kinds: Sequence[str] = POINTS
+) -> Iterator[Outcome]:
+    """Every place of a small run where something can be lost, one run each: a crash at each call of a port and around
+    each commit, the answer of each commit lost. The first outcome is the run without any."""
+    calm = run_seed(seed, settings, scenario)
+    yield calm
+    for name, times in calm.points.items():
+        if name.partition("@")[0] in kinds and not name.endswith("@client"):
+            for number in range(1, times + 1):
+                yield run_seed(seed, settings.without(force=frozenset({f"{name}#{number}"})), scenario)
 
 
 def shrink(

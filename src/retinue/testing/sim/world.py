@@ -30,6 +30,7 @@ class Settings:
     calm_for: float = 60.0
     off: frozenset[str] = frozenset()
     mask: frozenset[str] = frozenset()
+    force: frozenset[str] = frozenset()
     steps: int = STEPS
 
     def without(self, **changes: Any) -> "Settings":
@@ -44,7 +45,8 @@ class World:
         self.seed = seed
         self.settings = settings
         drawn = Chance(seed)
-        self.chance = Chance(seed, off=kinds_off(drawn, settings.profile) | settings.off, mask=settings.mask)
+        off = kinds_off(drawn, settings.profile) | settings.off
+        self.chance = Chance(seed, off=off, mask=settings.mask, force=settings.force)
         draw = drawn.fork("loop")
         self.loop = SimLoop(steps=settings.steps, shuffle=draw if draw.random() < SHUFFLED else None)
         self.chance.now = self.loop.time
@@ -62,7 +64,7 @@ class World:
 
     def add(self, name: str, program: Callable[[Incarnation], Coroutine[Any, Any, None]]) -> Host:
         """A machine on which `program` runs; it is started by whoever adds it."""
-        host = self.hosts[name] = Host(self.loop, self.chance, name, program, self._exited)
+        host = self.hosts[name] = Host(self.loop, self.chance, name, program, self._exited, self._crash_point)
         return host
 
     def host(self, name: str) -> Host:
