@@ -116,6 +116,7 @@ class Coordinator:
             Loop("dispatcher", ports.clock, timing.sweep, self.dispatcher.sweep),
             Loop("memory", ports.clock, 5.0, self._remember),
             Loop("logs", ports.clock, timing.log_flush, self.logs.settle_all),
+            Loop("input", ports.clock, BETWEEN, self.gateway.settle_input),
         ]
 
     # -- life ----------------------------------------------------------------------------------------------------------

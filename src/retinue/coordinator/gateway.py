@@ -2,7 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from functools import partial
 
 from retinue.client.frames import (
     VERSION,
@@ -226,9 +227,20 @@ class Gateway:
             else:
                 accepted.append(report.attempt)
             self._logs.forget(report.attempt)
-            self._stdin.drop(report.hold.task)
         if accepted or stale:
             session.link.send(DoneAck(accepted, stale))
+        ended = {report.hold.task for report in reports if report.attempt in accepted}
+        await self._drop_input(ended & self._stdin.tasks)
+
+    async def settle_input(self) -> None:
+        """Let go of the input of all tasks that are over, however they ended."""
+        await self._drop_input(self._stdin.tasks)
+
+    async def _drop_input(self, tasks: Iterable[str]) -> None:
+        """Another attempt of a task that is not over may still read it from its beginning."""
+        for task in tasks:
+            if await self._database.read(partial(read.is_over, task_id=task)):
+                self._stdin.drop(task)
 
     def _finish(self, session: NodeSession, report: Report) -> Awaitable[object]:
         """Keep the rest of the output, then accept the result: in one commit where the rest is small. Once accepted, a
@@ -293,6 +305,7 @@ class Gateway:
             session.stop([frame.hold])
 
     async def _bye(self, session: NodeSession) -> None:
+        self._dispatcher.detach(session)  # first, or what it hands back would be given to it again
         await self._quietly(self._leave(session))
         session.link.close()
 
@@ -303,6 +316,7 @@ class Gateway:
     def stop(self, stopped: Sequence[Stopped]) -> None:
         """Tell nodes that these claims of theirs ended from above."""
         for claim in stopped:
+            self._stdin.drop(claim.task)
             session = self._dispatcher.session(claim.node)
             if session is not None and session.offer.boot == claim.boot:
                 token = self._tasks.token(claim.task, claim.fence, claim.boot)

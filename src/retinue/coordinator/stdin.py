@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from retinue.client.frames import Input, WantInput
-from retinue.errors import Invalid
+from retinue.errors import Invalid, StaleClaim
 
 AHEAD = 1 << 20  # bytes a client may be ahead of the program
 PIECE = 32 * 1024
@@ -17,6 +17,7 @@ class _Source:
     begin: int = 0  # offset of data[0]
     end: bool = False
     sent: int = 0
+    fence: int = 0  # of the latest attempt that asked
     want: WantInput | None = None
     deliver: Callable[[Input], None] | None = None
     room: Callable[[], None] | None = None
@@ -27,6 +28,11 @@ class StdinHub:
 
     def __init__(self) -> None:
         self._sources: dict[str, _Source] = {}
+
+    @property
+    def tasks(self) -> set[str]:
+        """Whose input is kept, or waited for."""
+        return set(self._sources)
 
     def put(self, task: str, data: bytes, *, end: bool = False) -> None:
         """More input from the client."""
@@ -48,9 +54,12 @@ class StdinHub:
         """An attempt asks for input from an offset on; it is sent as it comes, up to the credit.
 
         Raises:
-            Invalid: what it asks for is not kept any more.
+            Invalid: what it asks for is not kept any more. StaleClaim: a later attempt reads it.
         """
         source = self._sources.setdefault(frame.hold.task, _Source())
+        if frame.hold.fence < source.fence:
+            raise StaleClaim(task=frame.hold.task, fence=frame.hold.fence)
+        source.fence = frame.hold.fence
         if frame.offset < source.begin:
             raise Invalid.field("stdin", "the input of an earlier attempt was too long to be kept for another one")
         source.want, source.deliver, source.sent = frame, deliver, frame.offset
