@@ -59,6 +59,14 @@ def test_a_planted_bug_is_caught(name: str) -> None:
     assert report.failed, f"{name} survived {report.seeds} seeds"
 
 
+@pytest.mark.timeout(600)
+def test_no_single_crash_or_lost_answer_breaks_a_guarantee() -> None:
+    outcomes = list(run.sweep())
+
+    assert [(outcome.faults, outcome.problems) for outcome in outcomes if not outcome.ok] == []
+    assert len(outcomes) > 500
+
+
 def kept_seeds() -> list[tuple[int, str]]:
     lines = [line.split() for line in SEEDS.read_text().splitlines() if line and not line.startswith("#")]
     return [(int(words[2]), words[1]) for words in lines]

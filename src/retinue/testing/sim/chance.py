@@ -67,7 +67,7 @@ class Dice:
     def __call__(self) -> bool:
         """One throw. Each has its number, so masking one does not move the next."""
         self.throws += 1
-        if self._random is None or self._random() >= self.probability:
-            if not (self._forced and f"{self.name}#{self.throws}" in self._chance.force):
-                return False
+        drawn = self._random is not None and self._random() < self.probability
+        if not drawn and not (self._forced and f"{self.name}#{self.throws}" in self._chance.force):
+            return False
         return self._chance.note(f"{self.name}#{self.throws}")

@@ -244,6 +244,7 @@ class Host:
         self.delay = chance.fork(f"delay/{name}").random
         self.slow: Dice = chance.dice("slow-port", SLOW_PORT, name)
         self.fatal: Dice = chance.dice("crash-at-call", 0.0, name)  # only ever forced: one run a call (`run.sweep`)
+        self.fatal_frame: Dice = chance.dice("crash-at-frame", 0.0, name)
         self.crash_point = crash
         self.incarnations = 0
         self.incarnation: Incarnation | None = None

@@ -317,6 +317,10 @@ class SimLink:
 
     def take(self, frame: Frame) -> None:
         """A frame arrived."""
+        host = self.own.host
+        if host.fatal_frame():
+            host.crash_point(self.own)
+            return
         if self._net.tap is not None:
             self._net.tap(self, frame)
         self._arrived.append(frame)

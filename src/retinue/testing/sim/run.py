@@ -249,15 +249,18 @@ def run_seeds(
     return report
 
 
-POINTS: Final = ("crash-at-call", "crash-before-commit", "crash-after-commit", "commit-lost", "answer-lost")
+POINTS: Final = (
+    *("crash-at-call", "crash-at-frame", "crash-before-commit", "crash-after-commit"),
+    *("commit-lost", "answer-lost", "frame-lost"),
+)
 SMALL: Final = Settings(profile="calm", nodes=2, tasks=3, faults_for=20.0, calm_for=45.0)
 
 
 def sweep(
     seed: int = 1, settings: Settings = SMALL, *, scenario: str = FLEET, kinds: Sequence[str] = POINTS
 ) -> Iterator[Outcome]:
-    """Every place of a small run where something can be lost, one run each: a crash at each call of a port and around
-    each commit, the answer of each commit lost. The first outcome is the run without any."""
+    """Every place of a small run where something can be lost, one run each: a crash at each call of a port, each frame
+    and around each commit; each frame and the answer of each commit lost. The first is the run without any."""
     calm = run_seed(seed, settings, scenario)
     yield calm
     for name, times in calm.points.items():
