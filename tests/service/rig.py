@@ -282,22 +282,31 @@ def at_fence(hold: Hold, fence: int) -> Hold:
 
 
 class Cable:
-    """A link that a test can cut, or let die without a word: then nothing arrives any more, in either direction."""
+    """A link that a test can cut, or let die without a word, in one direction or in both."""
 
-    def __init__(self, link: Link) -> None:
+    def __init__(self, link: Link, *, silent: bool) -> None:
         self.link = link
-        self.silent = False
+        self.mute = self.deaf = silent
         self.sent: list[Frame] = []
+
+    @property
+    def silent(self) -> bool:
+        """Whether nothing arrives any more, in either direction."""
+        return self.mute and self.deaf
+
+    @silent.setter
+    def silent(self, value: bool) -> None:
+        self.mute = self.deaf = value
 
     def send(self, frame: Frame) -> None:
         self.sent.append(frame)
-        if not self.silent:
+        if not self.mute:
             self.link.send(frame)
 
     async def receive(self) -> Frame:
         while True:
             frame = await self.link.receive()
-            if not self.silent:
+            if not self.deaf:
                 return frame
 
     def close(self) -> None:
@@ -314,16 +323,20 @@ class RealNode:
     def __init__(self, fleet: Fleet, boot: str, settings: NodeSettings) -> None:
         self.cables: list[Cable] = []
         self.cut_off = False  # then dialling fails too
+        self.born_silent = False  # then a new connection is dead from its first frame on
+        self.dialled = 0
+        self.breaks: Exception | None = None  # what starting a program raises
         self.programs: list[Program] = []
         self._fleet = fleet
-        runner = ProcessRunner(Programs(self.programs), fleet.clock, NodeFacts(settings.name, Path("work"), {}))
+        runner = ProcessRunner(Programs(self), fleet.clock, NodeFacts(settings.name, Path("work"), {}))
         self.node = Node(settings, boot, fleet.clock, Random(3), self._dial, {"process": runner})
         self.life = fleet.spawn(self.node.run())
 
     async def _dial(self) -> Link:
+        self.dialled += 1
         if self.cut_off:
             raise LinkClosed
-        cable = Cable(self._fleet.coordinator.connect())
+        cable = Cable(self._fleet.coordinator.connect(), silent=self.born_silent)
         self.cables.append(cable)
         return cable
 
@@ -341,12 +354,14 @@ class RealNode:
 class Programs:
     """`Processes` whose programs do what tests say."""
 
-    def __init__(self, programs: "list[Program]") -> None:
-        self._programs = programs
+    def __init__(self, node: RealNode) -> None:
+        self._node = node
 
     async def start(self, launch: Launch) -> "Program":
+        if self._node.breaks is not None:
+            raise self._node.breaks
         program = Program(launch)
-        self._programs.append(program)
+        self._node.programs.append(program)
         return program
 
     async def discard(self, folder: Path) -> None:
@@ -365,8 +380,9 @@ class Program:
         self.stdin = b""
         self.stdin_ended = False
         self.asked_to_end = False
+        self.deaf = False  # to being asked
+        self.killed = False
         self.reads = True  # its standard input, as it comes
-        self._ready = asyncio.Event()
         self._output: deque[tuple[str, bytes]] = deque()
         self._exit: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._changed = asyncio.Event()
@@ -408,9 +424,11 @@ class Program:
 
     def terminate(self) -> None:
         self.asked_to_end = True
-        self.exits(-15)
+        if not self.deaf:
+            self.exits(-15)
 
     async def kill(self) -> None:
+        self.killed = True
         self.exits(-9)
 
 

@@ -116,7 +116,7 @@ class Coordinator:
             Loop("dispatcher", ports.clock, timing.sweep, self.dispatcher.sweep),
             Loop("memory", ports.clock, 5.0, self._remember),
             Loop("logs", ports.clock, timing.log_flush, self.logs.settle_all),
-            Loop("input", ports.clock, BETWEEN, self.gateway.settle_input),
+            Loop("streams", ports.clock, BETWEEN, self.gateway.tidy),
         ]
 
     # -- life ----------------------------------------------------------------------------------------------------------
@@ -173,7 +173,7 @@ class Coordinator:
     async def _remember(self) -> None:
         """Note outside the store how far it has come."""
         seen = await self.database.read(lambda connection: (connection.epoch, highest(connection)))
-        if seen != self._remembered:
+        if seen > self._remembered:  # never back: a store that is refused must still be refused the next time
             self.settings.remember(*seen)
             self._remembered = seen
 

@@ -232,9 +232,10 @@ class Gateway:
         ended = {report.hold.task for report in reports if report.attempt in accepted}
         await self._drop_input(ended & self._stdin.tasks)
 
-    async def settle_input(self) -> None:
-        """Let go of the input of all tasks that are over, however they ended."""
+    async def tidy(self) -> None:
+        """Let go of the input and output of whatever is over, however it ended."""
         await self._drop_input(self._stdin.tasks)
+        await self._logs.tidy()
 
     async def _drop_input(self, tasks: Iterable[str]) -> None:
         """Another attempt of a task that is not over may still read it from its beginning."""
@@ -279,6 +280,7 @@ class Gateway:
             gone = await self._database.submit(RENEW_KIND, renewal)
         except RetinueError as error:
             log.info("node %s could not be renewed: %s", offer.name, error)
+            session.link.send(Ping())  # the link is alive, it is the store that is away
             return
         lost = [*forged, *(hold for hold in proven if (hold.task, hold.fence) in gone)]
         for hold in lost:

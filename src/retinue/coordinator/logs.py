@@ -14,6 +14,7 @@ from retinue.storage.blobs import Blobs
 from retinue.storage.group import GroupCommit
 from retinue.tasks.logs import INLINE, SEGMENT, Segment, segments, sizes
 from retinue.tasks.service import TaskService
+from retinue.tasks.store import HELD
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +81,8 @@ class LogHub:
             if of == attempt and stream.tail:
                 async with stream.flushing:
                     await self._keep(attempt, name, stream)
-                kept.append(LogKept(attempt, name, stream.kept))
+                if self._streams.get((attempt, name)) is stream:
+                    kept.append(LogKept(attempt, name, stream.kept))
         return kept
 
     async def settle(self, attempt: str) -> None:
@@ -100,6 +102,16 @@ class LogHub:
         """Settle whatever waits."""
         for attempt in sorted({attempt for (attempt, _), stream in self._streams.items() if stream.tail}):
             await self.settle(attempt)
+
+    async def tidy(self) -> None:
+        """Forget attempts that ended without a report, such as cancelled ones and those of lost nodes."""
+        idle = {(of, stream.hold.task, stream.hold.fence) for (of, _), stream in self._streams.items()}
+        holds = sorted({(task, fence) for _, task, fence in idle})
+        rows = await self._database.read(lambda connection: connection.rows(HELD, holds)) if holds else []
+        held = {(row[0], row[1]) for row in rows}
+        for attempt, task, fence in idle:
+            if (task, fence) not in held:
+                self.forget(attempt)
 
     async def _keep(self, attempt: str, name: str, stream: _Stream) -> None:
         while stream.tail:

@@ -187,8 +187,10 @@ class Node:
         while True:
             link.send(Renew(self.executor.holds))
             await self._clock.sleep(self._lease / 3)
-            if self._clock.monotonic() - self._heard > self._lease:
-                link.close()  # half open: nothing comes back any more
+            # Two answers are missing: half open. Given up early enough to renew on a new connection before others are
+            # given what we hold.
+            if self._clock.monotonic() - self._heard > self._lease / 2:
+                link.close()
                 return
             if self.executor.reports:
                 self._send(Done(self.executor.reports))

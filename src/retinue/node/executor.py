@@ -34,7 +34,7 @@ class Attempt:
         self.assignment = assignment
         self.hold: Hold = assignment.hold
         self.work: asyncio.Task[None] | None = None
-        self.running = False
+        self.began = False
         self.lost = False  # the claim is gone: whatever it still says is of no use
         self.report: Report | None = None
         self._send = send
@@ -50,7 +50,7 @@ class Attempt:
     # -- for the runner ------------------------------------------------------------------------------------------------
 
     def started(self) -> None:
-        self.running = True
+        self.began = True
         self._send(Started([self.hold]))
 
     async def output(self, stream: str, data: bytes) -> None:
@@ -107,7 +107,7 @@ class Attempt:
 
     def repeat(self) -> None:
         """Say again, on a new connection, what may not have arrived."""
-        if self.running:
+        if self.began:
             self._send(Started([self.hold]))
         for stream, pieces in self._unkept.items():
             for at, piece in pieces:
@@ -167,7 +167,6 @@ class Executor:
         except Exception:
             log.exception("the runner of attempt %s failed", attempt.assignment.attempt)
             ending = Ending(False, error="The node failed to run it; its log says why.", code=FailureCode.HOST_LOST)
-        attempt.running = False
         if attempt.lost:
             self._over(attempt)
         else:
