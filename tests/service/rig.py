@@ -90,11 +90,13 @@ class Fleet:
         self.clock = ManualClock()
         self.store = Wavering(self.clock)
         self.blobs = MemoryBlobs()
+        self._starts = 0
         self.coordinator = self._new(timing)
         self._tasks: list[asyncio.Task[Any]] = []
 
     def _new(self, timing: Timing) -> Coordinator:
-        ports = Ports(self.clock, Random(7), self.store, MemoryBus(), self.blobs)
+        self._starts += 1  # another process has other chances
+        ports = Ports(self.clock, Random(self._starts), self.store, MemoryBus(), self.blobs)
         return Coordinator(ports, Settings(key=b"the key of these tests", timing=timing))
 
     async def start(self) -> None:
@@ -325,6 +327,8 @@ class RealNode:
         self.cut_off = False  # then dialling fails too
         self.born_silent = False  # then a new connection is dead from its first frame on
         self.dialled = 0
+        self.slow_to_start = asyncio.Event()
+        self.slow_to_start.set()
         self.breaks: Exception | None = None  # what starting a program raises
         self.programs: list[Program] = []
         self._fleet = fleet
@@ -360,6 +364,7 @@ class Programs:
     async def start(self, launch: Launch) -> "Program":
         if self._node.breaks is not None:
             raise self._node.breaks
+        await self._node.slow_to_start.wait()
         program = Program(launch)
         self._node.programs.append(program)
         return program

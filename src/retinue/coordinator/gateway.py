@@ -189,10 +189,24 @@ class Gateway:
             session.link.send(Ping())
 
     def _start(self, session: NodeSession, hold: Hold) -> None:
-        task = self._spawn(self._or_cancel(session, hold, self._tasks.start(hold, session.offer.boot)))
+        task = self._spawn(self._or_cancel(session, hold, self._started(session, hold)))
         if not self._ordered:
             session.starting[hold.task, hold.fence] = task
             task.add_done_callback(lambda _: session.starting.pop((hold.task, hold.fence), None))
+
+    async def _started(self, session: NodeSession, hold: Hold) -> None:
+        """An attempt counts from its start, so that is not said once only: again with the next renewal, or its end."""
+        session.unstarted.pop((hold.task, hold.fence), None)
+        try:
+            await self._tasks.start(hold, session.offer.boot)
+        except Unavailable:
+            session.unstarted[hold.task, hold.fence] = hold
+            raise
+
+    def _start_again(self, session: NodeSession, holds: Iterable[Hold]) -> None:
+        for hold in holds:
+            if (hold.task, hold.fence) in session.unstarted:
+                self._start(session, hold)
 
     async def _or_cancel(self, session: NodeSession, hold: Hold, verb: Coroutine[None, None, None]) -> None:
         """Do what a holder asks; a stale one is told to stop."""
@@ -213,6 +227,7 @@ class Gateway:
         """Accept results. What the store cannot take now is not answered: the node sends it again."""
         for report in reports:
             session.gave_back(report.hold)
+        self._start_again(session, [report.hold for report in reports])
         finished = await asyncio.gather(*(self._finish(session, r) for r in reports), return_exceptions=True)
         accepted: list[str] = []
         stale: list[str] = []
@@ -286,6 +301,7 @@ class Gateway:
         for hold in lost:
             session.lost(hold)
         session.link.send(Renewed(lost))
+        self._start_again(session, proven)
 
     def _log(self, session: NodeSession, frame: Log) -> None:
         try:

@@ -24,6 +24,7 @@ class NodeSession:
         self._claiming = 0
         self._costs: dict[tuple[str, int], Resources] = {}  # what is taken, by task and fence
         self._stopped: set[tuple[str, int]] = set()
+        self.unstarted: dict[tuple[str, int], Hold] = {}  # attempts that run, which the store could not be told
         self.starting: dict[tuple[str, int], asyncio.Task[None]] = {}  # attempts whose start is being committed
         self._serves: dict[str, bool] = {}
 

@@ -1,6 +1,7 @@
 """The reaper: gives back what lost nodes held. It reads only the task's own lease, and its write repeats the guard."""
 
 from collections.abc import Callable, Sequence
+from math import inf
 
 from retinue.clock import Clock
 from retinue.nodes.model import OFFLINE_AFTER
@@ -38,11 +39,12 @@ class Reaper:
         """One sweep: overdue claims, lapsed sessions, silent nodes."""
         now = self._clock.monotonic()
         if now - self._last > self._sweep * (1 + GAP):
-            self._awake_since = now
+            self._awake_since = max(self._awake_since, now)
         self._last = now
         try:
             if now - self._awake_since < self._lease:
                 await self._database.read(lambda connection: connection.epoch)  # notice a store that is away
+                self._awake_since = min(self._awake_since, now)
                 return None
             while await self._database.submit(REAP_KIND, MOST) == MOST:
                 pass
@@ -50,7 +52,7 @@ class Reaper:
             self._stopped(lapsed)
             await self._database.submit(SILENCE, int(OFFLINE_AFTER.total_seconds() * 1_000_000))
         except Exception:
-            self._awake_since = self._clock.monotonic()
+            self._awake_since = inf  # until a turn succeeds
             raise
         if self._clock.monotonic() - now > self._sweep * (1 + GAP):
             self._awake_since = self._clock.monotonic()  # we were stopped in the middle of the turn
