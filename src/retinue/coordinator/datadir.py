@@ -1,5 +1,6 @@
 """The data directory: one process at a time, 0700, with what is remembered outside the store."""
 
+import errno
 import fcntl
 import json
 import os
@@ -8,7 +9,7 @@ from pathlib import Path
 from random import Random  # noqa: TID251 - the type of the port
 from typing import Any
 
-from retinue.errors import ConfigInvalid, DataDirHeld
+from retinue.errors import ConfigInvalid, DataDirHeld, StoreFull
 
 
 class DataDir:
@@ -25,10 +26,15 @@ class DataDir:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
             path.chmod(0o700)
         except OSError as error:
-            raise ConfigInvalid(
-                f"The data directory {path} cannot be used: {error.strerror}; choose another with --data-dir."
-            ) from error
+            raise self._unusable(error) from error
         self._lock: int | None = None
+
+    def _unusable(self, error: OSError) -> ConfigInvalid | StoreFull:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return StoreFull()
+        return ConfigInvalid(
+            f"The data directory {self.path} cannot be used: {error.strerror}; choose another with --data-dir."
+        )
 
     @property
     def database(self) -> Path:
@@ -48,9 +54,12 @@ class DataDir:
         """Be the one process that uses it, until `release` or the end of this process; `brief` says it will be short.
 
         Raises:
-            DataDirHeld: another one does; the sentence says which.
+            DataDirHeld: another one does; the sentence says which. ConfigInvalid, StoreFull: it cannot be written to.
         """
-        handle = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            handle = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError as error:
+            raise self._unusable(error) from error
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -61,8 +70,12 @@ class DataDir:
                 f" ({holder.get('command', 'unknown')}); wait for it, stop it, or choose another with --data-dir.",
                 **holder,
             ) from None
-        os.ftruncate(handle, 0)
-        os.pwrite(handle, json.dumps({"pid": os.getpid(), "command": _command(), "brief": brief}).encode(), 0)
+        try:
+            os.ftruncate(handle, 0)
+            os.pwrite(handle, json.dumps({"pid": os.getpid(), "command": _command(), "brief": brief}).encode(), 0)
+        except OSError as error:
+            os.close(handle)
+            raise self._unusable(error) from error
         self._lock = handle
 
     def release(self) -> None:

@@ -1,4 +1,4 @@
-"""The reading half of a coordinator, on a data directory that another process may hold. It starts and claims nothing."""
+"""The reading half of a coordinator, on a data directory that another process may hold. It starts nothing."""
 
 import os
 from collections.abc import Iterable, Sequence

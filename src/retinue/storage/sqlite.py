@@ -209,8 +209,8 @@ class Sqlite:
 class _Reader:
     """A read-only connection. Each look is one snapshot, given up at once so that checkpoints go on."""
 
-    def __init__(self, path: Path, now: Callable[[], int]) -> None:
-        self._raw = _connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
+    def __init__(self, path: Path, now: Callable[[], int], *, immutable: bool = False) -> None:
+        self._raw = _connect(f"{path.absolute().as_uri()}?mode=ro{'&immutable=1' if immutable else ''}", uri=True)
         self._raw.create_function("retinue_now", 0, now)
         self._until = 0.0
         self._raw.set_progress_handler(lambda: time.monotonic() > self._until, 100_000)
@@ -253,13 +253,26 @@ class ReadOnlySqlite:
 
     async def read(self, work: Callable[[SqliteConnection], T]) -> T:
         try:
-            reader = _Reader(self._path, self._now)
-            try:
-                return reader.look(work)
-            finally:
-                reader.close()
+            return self._look(work)
+        except sqlite3.OperationalError as error:
+            # A disk that is full or read-only has no room for the shared memory of a look. Where nobody has written
+            # since the last checkpoint, none is needed.
+            wal = self._path.with_name(f"{self._path.name}-wal")
+            if wal.exists() and wal.stat().st_size:
+                _raise(error)
         except sqlite3.Error as error:
             _raise(error)
+        try:
+            return self._look(work, immutable=True)
+        except sqlite3.Error as error:
+            _raise(error)
+
+    def _look(self, work: Callable[[SqliteConnection], T], *, immutable: bool = False) -> T:
+        reader = _Reader(self._path, self._now, immutable=immutable)
+        try:
+            return reader.look(work)
+        finally:
+            reader.close()
 
     async def close(self) -> None:
         """Nothing is held."""
