@@ -170,9 +170,7 @@ def test_each_line_is_run_and_failures_are_summed_up(cli: CommandLine) -> None:
 
     assert ran.returncode == 1
     assert sorted(ran.stdout.decode().split()) == sorted(f"line-{number}" for number in range(1, 21))
-    assert ran.stderr.decode().splitlines()[-1] == (
-        "retinue: 2 of 20 failed (of the lines that are not empty: 10, 20)."
-    )
+    assert ran.stderr.decode().splitlines()[-1] == ("retinue: 2 of 20 failed: lines 10, 20.")
 
 
 def test_each_with_json_is_a_document_a_line(cli: CommandLine) -> None:
@@ -308,3 +306,11 @@ def test_a_terminal_shows_progress_and_is_left_clean(cli: CommandLine) -> None:
     assert started.wait(timeout=10) == 0
     assert b"0/3 done" in shown
     assert shown.endswith(b"\r\x1b[K")
+
+
+def test_output_beyond_the_limit_keeps_both_ends_and_says_so(cli: CommandLine) -> None:
+    ran = cli.run("run", "--output-limit", "1K", "--", "seq", "1", "1000")
+
+    lines = ran.stdout.decode().splitlines()
+    assert (lines[0], lines[-1], len(ran.stdout) < 1200) == ("1", "1000", True)
+    assert ran.stderr == b"retinue: its output is longer than 1,024 bytes: the middle is left out.\n"

@@ -2,12 +2,12 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from retinue.cli.foreground import document, refuse_hopeless, tied
 from retinue.cli.front import Front
-from retinue.cli.run import document, refuse_hopeless, tied
 from retinue.cli.stdio import Out, Progress
 from retinue.cli.text import plain, shown_command
 
@@ -29,12 +29,12 @@ def run_each(front: Front, spec: "TaskSpec", source: str) -> int:
     lines = read_lines(source)
     if not lines:
         return 0
-    specs = list(per_line(spec, lines))
+    specs = list(per_line(spec, lines.values()))
     return front.serve("own", lambda embedded, fleet: Each(front, embedded, fleet, lines, specs).run())
 
 
-def read_lines(source: str) -> list[str]:
-    """The lines of a file, or of standard input; empty ones are passed over.
+def read_lines(source: str) -> dict[int, str]:
+    """The lines of a file, or of standard input, by their numbers; empty ones are passed over.
 
     Raises:
         Invalid: it cannot be read.
@@ -48,10 +48,11 @@ def read_lines(source: str) -> list[str]:
         data = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
     except OSError as error:
         raise Invalid(f"--each {source}: it cannot be read: {error.strerror}.") from None
-    return [os.fsdecode(line.removesuffix(b"\r")) for line in data.split(b"\n") if line.strip()]
+    numbered = enumerate(data.split(b"\n"), 1)
+    return {number: os.fsdecode(line.removesuffix(b"\r")) for number, line in numbered if line.strip()}
 
 
-def per_line(spec: "TaskSpec", lines: Sequence[str]) -> "Iterator[TaskSpec]":
+def per_line(spec: "TaskSpec", lines: Iterable[str]) -> "Iterator[TaskSpec]":
     """The spec with `{}` replaced in every argument; with the line as a last one where no argument has it."""
     from msgspec.structs import replace
 
@@ -70,13 +71,13 @@ class Each:
         front: Front,
         embedded: "Embedded",
         fleet: "Fleet",
-        lines: Sequence[str],
+        lines: Mapping[int, str],
         specs: "Sequence[TaskSpec]",
     ) -> None:
         self._front = front
         self._embedded = embedded
         self._fleet = fleet
-        self._lines = lines
+        self._lines = list(lines.items())
         self._specs = specs
         self._line_of: dict[str, int] = {}
         self._early: list[Event] = []  # of tasks whose ids we are still waiting for
@@ -174,8 +175,8 @@ class Each:
             self._failed.append(place)
         if self._front.json:
             ended = await self._fleet.tasks.get(task)
-            line = {"line": self._lines[place], "line_number": place + 1}
-            said = document(ended, self._output.pop(task, {})) | line
+            number, line = self._lines[place]
+            said = document(ended, self._output.pop(task, {})) | {"line": line, "line_number": number}
             await self._write("stdout", _encoded(said))
         elif not good and len(self._failed) <= FIRST_TROUBLES:
             await self._complain(await self._fleet.tasks.get(task))
@@ -196,10 +197,10 @@ class Each:
 
     def _sum_up(self) -> None:
         if self._failed:
-            first = ", ".join(str(place + 1) for place in sorted(self._failed)[:FIRST_TROUBLES])
+            first = ", ".join(str(self._lines[place][0]) for place in sorted(self._failed)[:FIRST_TROUBLES])
             more = ", …" if len(self._failed) > FIRST_TROUBLES else ""
-            total = len(self._specs)
-            self._front.note(f"{len(self._failed)} of {total} failed (of the lines that are not empty: {first}{more}).")
+            which = "line" if len(self._failed) == 1 else "lines"
+            self._front.note(f"{len(self._failed)} of {len(self._specs)} failed: {which} {first}{more}.")
 
 
 def _encoded(said: Any) -> bytes:

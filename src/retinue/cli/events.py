@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from retinue.events.model import Event
 
 PAGE = 500
+DETAILS = frozenset({"task_id", "attempt", "boot", "digest"})  # for programs: --json has them
 
 
 def command(
@@ -77,6 +78,5 @@ def _print(front: Front, event: "Event") -> None:
         front.document(event)
         return
     time = event.time.astimezone().strftime("%m-%d %H:%M:%S")
-    data = {name: value for name, value in event.data.items() if name != "task_id" and value is not None}
-    said = plain(" ".join(f"{name}={value}" for name, value in data.items()))
+    said = plain(" ".join(f"{name}={value}" for name, value in event.data.items() if name not in DETAILS and value))
     print(f"{event.position:>6}  {time}  {event.type:<16} {event.correlation_id}  {said}", flush=True)

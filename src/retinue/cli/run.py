@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from retinue.cli.foreground import document, exit_code, refuse_hopeless, tied
 from retinue.cli.front import Front
 
 if TYPE_CHECKING:
@@ -16,11 +17,6 @@ if TYPE_CHECKING:
     from retinue.tasks.model import Task, TaskSpec
 
 SETTINGS: Final = {"allow_interspersed_args": False}
-TIMED_OUT: Final = 124
-COULD_NOT_RUN: Final = 125
-INTERRUPTED: Final = 130
-# Reasons to wait that nothing can end while only this process works on the store.
-HOPELESS: Final = frozenset({"NO_NODE", "NO_MATCHING_NODE", "PARENTS"})
 
 
 def command(
@@ -105,9 +101,7 @@ def command(
         output_limit_bytes=size(output_limit, "--output-limit"),
     )
     if not no_repo and _in_work_tree(Path.cwd()):
-        front.note(
-            "it runs in an empty folder: taking this repository along is not built yet. --no-repo silences this."
-        )
+        front.note("in an empty folder, not in this repository: that is not built yet. (--no-repo: no note)")
     if each is not None:
         from retinue.cli.each import run_each
 
@@ -172,16 +166,23 @@ class Single:
 
         out = Out()
         attempt: str | None = None
+        size = 0
         async for piece in self.fleet.tasks.log(task, follow=True):
             if attempt not in (None, piece.attempt):
                 self.front.note("the attempt failed; the next one begins.")
+                size = 0
             attempt = piece.attempt
+            size += len(piece.base64)
             if piece.offset == 0 and self.front.json:
                 self.output[piece.stream] = bytearray()
             if self.front.json:
                 self.output[piece.stream] += piece.base64
             else:
                 await out.write(piece.stream, piece.base64)
+        if size > self.spec.output_limit_bytes:
+            self.front.note(
+                f"its output is longer than {self.spec.output_limit_bytes:,} bytes: the middle is left out."
+            )
 
     def _say_how(self, task: "Task") -> None:
         """A line about an end that the command itself said nothing about."""
@@ -189,58 +190,6 @@ class Single:
             self.front.note(task.error or f"it ended as {task.status}.")
         elif task.exit_code and task.exit_code > 128:
             self.front.note(task.error or "")
-
-
-async def tied(embedded: "Embedded", fleet: "Fleet", spec: "TaskSpec", *, stdin: bool = False) -> "TaskSpec":
-    """The spec of a task that only this process runs, and that does not outlive it."""
-    from msgspec.structs import replace
-
-    session = await fleet.session()
-    return replace(spec, session=session.id, stdin=stdin, requires=[*spec.requires, *embedded.requires])
-
-
-async def refuse_hopeless(fleet: "Fleet", task: "Task") -> None:
-    """A task that nothing here can ever run is given up at once.
-
-    Raises:
-        CannotRun: why.
-    """
-    reason = task.waiting_because
-    if reason is not None and reason.code in HOPELESS:
-        await fleet.tasks.cancel(task.id)
-        from retinue.errors import CannotRun
-
-        hint = " `retinue task wait` runs those first." if reason.code == "PARENTS" else ""
-        raise CannotRun(f"{reason.sentence}{hint}")
-
-
-def exit_code(task: "Task") -> int:
-    """What a shell should hear of a task that has ended."""
-    if task.status == "completed":
-        return task.exit_code or 0
-    if task.status == "cancelled":
-        return INTERRUPTED
-    if task.code in ("TIMEOUT", "DEADLINE"):
-        return TIMED_OUT
-    if task.code == "EXIT" and task.exit_code is not None:
-        return task.exit_code
-    return COULD_NOT_RUN
-
-
-def document(task: "Task", output: "dict[str, bytearray]") -> dict[str, Any]:
-    """A task that has ended, with its output: text, or base64 where it is none."""
-    import base64
-
-    import msgspec
-
-    found: dict[str, Any] = msgspec.to_builtins(task)
-    for stream in ("stdout", "stderr"):
-        data = bytes(output.get(stream, b""))
-        try:
-            found[stream] = data.decode()
-        except UnicodeDecodeError:
-            found[f"{stream}_base64"] = base64.b64encode(data).decode()
-    return found
 
 
 # -- options -----------------------------------------------------------------------------------------------------------

@@ -6,7 +6,8 @@ import pytest
 import typer
 
 from retinue.cli.each import per_line, read_lines
-from retinue.cli.run import document, exit_code, pairs, size
+from retinue.cli.foreground import document, exit_code
+from retinue.cli.run import pairs, size
 from retinue.errors import Invalid
 from retinue.nodes.resources import Resources
 from retinue.tasks.model import Priority, Task, TaskSpec, TaskStatus
@@ -57,7 +58,7 @@ def test_lines_keep_their_blanks_and_empty_ones_are_passed_over(tmp_path: pytest
     with open(path, "wb") as file:
         file.write(b"one\r\n\n  two \nlast")
 
-    assert read_lines(path) == ["one", "  two ", "last"]
+    assert read_lines(path) == {1: "one", 3: "  two ", 4: "last"}
 
 
 def test_a_file_that_is_not_there_is_one_sentence() -> None:
