@@ -15,12 +15,12 @@ from platformdirs import user_state_path
 from retinue.client.client import Fleet
 from retinue.client.link import Link
 from retinue.clock import SystemClock
-from retinue.coordinator.app import Coordinator
+from retinue.coordinator.app import Coordinator, Timing
 from retinue.coordinator.datadir import DataDir
 from retinue.coordinator.door import LocalTransport
 from retinue.coordinator.interface import Interface
 from retinue.coordinator.looking import Looking, open_looking
-from retinue.coordinator.opening import abandon_nodes, open_coordinator
+from retinue.coordinator.opening import abandon_boot, abandon_nodes, open_coordinator
 from retinue.errors import DataDirHeld, StoreBroken
 from retinue.node.daemon import Node, NodeSettings
 from retinue.node.runners.function import FunctionRunner
@@ -49,6 +49,7 @@ class EmbeddedSettings:
     labels: dict[str, str] = field(default_factory=dict)
     apps: Sequence[str] = ()
     retention: Retention = field(default_factory=Retention)
+    timing: Timing = field(default_factory=Timing)
     serve: Serve = "all"
 
 
@@ -88,7 +89,12 @@ class Embedded:
         await _hold(data_dir, brief=settings.serve == "nothing")
         try:
             coordinator = open_coordinator(
-                data_dir, settings.store_url, SystemClock(), SystemRandom(), retention=settings.retention
+                data_dir,
+                settings.store_url,
+                SystemClock(),
+                SystemRandom(),
+                timing=settings.timing,
+                retention=settings.retention,
             )
             embedded = cls(data_dir, coordinator, settings)
             try:
@@ -122,6 +128,8 @@ class Embedded:
         async def dial() -> Link:
             return coordinator.connect()
 
+        if not coordinator.settings.alone:
+            await self._replace_boot(s.node)
         self.node = Node(node, self._boot, coordinator.ports.clock, coordinator.ports.random, dial, self._runners)
         self._running = asyncio.get_running_loop().create_task(self.node.run(), name="node")
         connected = asyncio.get_running_loop().create_task(self.node.connected.wait())
@@ -129,6 +137,17 @@ class Embedded:
         if self._running.done():
             connected.cancel()
             self._running.result()
+
+    async def _replace_boot(self, name: str) -> None:
+        """Give back at once what the last process of this node held if it was killed: we hold its data directory, so it
+        is gone, which others that use the same server can only tell by its lease."""
+        note = self._data_dir.node(name) / "boot"
+        note.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if note.exists():
+            await abandon_boot(self.coordinator, name, note.read_text().strip())
+        beside = note.with_name(".boot")
+        beside.write_text(self._boot)
+        beside.replace(note)
 
     def transport(self) -> LocalTransport:
         """How a client inside this process speaks to it."""

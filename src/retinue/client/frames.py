@@ -43,7 +43,7 @@ class Welcome(Frame, tag="welcome", frozen=True):
 
 
 class Refused(Frame, tag="refused", frozen=True):
-    """Coordinator, instead of welcome: why this node may not join; it dials again only for `NODE_DUPLICATE`."""
+    """Coordinator, instead of welcome: why this node may not join. It dials again, but not after `NODE_DUPLICATE`."""
 
     code: str
     error: str

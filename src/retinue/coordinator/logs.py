@@ -63,6 +63,9 @@ class LogHub:
         end = stream.kept + len(stream.tail)
         if frame.offset > end:
             return False  # a gap: the node sends again from what was acknowledged
+        if frame.offset + len(frame.data) <= stream.kept:
+            reply(LogKept(frame.attempt, frame.stream, stream.kept))  # that was said on a connection that broke
+            return False
         fresh = frame.data[end - frame.offset :]
         stream.tail += fresh
         if fresh:

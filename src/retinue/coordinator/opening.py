@@ -89,6 +89,14 @@ async def abandon_nodes(coordinator: Coordinator) -> None:
             await coordinator.database.submit(LEAVES, (node.id, node.boot))
 
 
+async def abandon_boot(coordinator: Coordinator, name: str, boot: str) -> None:
+    """Give back what this process of a node held, as it is known to be dead; nothing when another came after it."""
+    for node in await coordinator.database.read(lambda connection: nodes(connection, coordinator.team)):
+        if (node.name, node.boot) == (name, boot) and node.status != NodeStatus.OFFLINE:
+            await coordinator.database.submit(HELLO, Presence(node.id, boot, ()))
+            await coordinator.database.submit(LEAVES, (node.id, boot))
+
+
 class Accepted(msgspec.Struct, frozen=True):
     """What became of a store that was behind: what this machine remembered, what was found, the epoch it has now."""
 

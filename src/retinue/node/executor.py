@@ -158,9 +158,13 @@ class Executor:
         attempt.work = asyncio.get_running_loop().create_task(self._run(attempt), name=assignment.attempt)
 
     async def _run(self, attempt: Attempt) -> None:
-        runner = self._runners["function" if attempt.assignment.spec.function is not None else "process"]
+        kind = "function" if attempt.assignment.spec.function is not None else "process"
+        runner = self._runners.get(kind)
         try:
-            ending = await runner.run(attempt.assignment, attempt)
+            if runner is None:
+                ending = Ending(False, error=f"This node runs no task of the kind {kind}.", code=FailureCode.POLICY)
+            else:
+                ending = await runner.run(attempt.assignment, attempt)
         except asyncio.CancelledError:
             self._over(attempt)
             raise

@@ -459,3 +459,31 @@ async def test_while_the_store_is_away_links_stay_and_nothing_is_orphaned_afterw
 
     assert len(lab.cables) == 1
     assert await fleet.attempts(task) == ["running"]
+
+
+async def test_a_program_that_waits_for_acknowledgements_goes_on_when_they_were_lost_with_a_link(fleet: Fleet) -> None:
+    lab = await fleet.node()
+    task = await running(fleet, lab, output_limit_bytes=1 << 30)
+    attempt = (await fleet.task(task)).attempts[0].id
+    data = b"x" * (6 << 20)
+    lab.cable.deaf = True
+    lab.live[0].writes(data)
+    lab.live[0].exits()
+    await fleet.passes(3)
+    kept = fleet.kept(attempt)
+
+    lab.cable.close()
+    await fleet.passes(REDIAL)
+
+    assert (4 << 20) < kept < len(data)
+    assert await fleet.output(attempt) == data
+    assert await fleet.status(task) == "completed"
+
+
+async def test_a_task_of_a_kind_that_the_node_does_not_run_fails_and_keeps_no_worker(fleet: Fleet) -> None:
+    lab = await fleet.node(workers=1, capabilities=("function:app.f",))
+
+    task = await fleet.submit(command=None, function="app.f")
+    await settle()
+
+    assert ((await fleet.task(task)).code, lab.node.executor.free) == ("POLICY", 1)
