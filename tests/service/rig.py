@@ -3,7 +3,6 @@
 import asyncio
 from collections import deque
 from collections.abc import Callable, Coroutine
-from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any, TypeVar
@@ -59,16 +58,19 @@ async def settle() -> None:
 
 
 class Wavering:
-    """A store that can be away for a while: every call is then refused, or (`answers` lost) done and not answered."""
+    """A store that can be away for a while, when every call is refused, or slow to begin single writes."""
 
     name = "sqlite, in memory, wavering"
 
     def __init__(self, clock: ManualClock) -> None:
         self.store = InlineSqlite(clock)
         self.away = False
+        self.gates: list[asyncio.Event] = []  # each holds up one of the next writes
 
     async def write(self, work: Callable[[Transaction], T]) -> T:
         self._check()
+        if self.gates:
+            await self.gates.pop(0).wait()
         return await self.store.write(work)
 
     async def read(self, work: Callable[[Connection], T]) -> T:
@@ -86,7 +88,8 @@ class Wavering:
 class Fleet:
     """A coordinator and whatever nodes a test connects to it."""
 
-    def __init__(self, timing: Timing = TIMING) -> None:
+    def __init__(self, timing: Timing = TIMING, writers: int = 1) -> None:
+        self._writers = writers
         self.clock = ManualClock()
         self.store = Wavering(self.clock)
         self.blobs = MemoryBlobs()
@@ -97,7 +100,7 @@ class Fleet:
     def _new(self, timing: Timing) -> Coordinator:
         self._starts += 1  # another process has other chances
         ports = Ports(self.clock, Random(self._starts), self.store, MemoryBus(), self.blobs)
-        return Coordinator(ports, Settings(key=b"the key of these tests", timing=timing))
+        return Coordinator(ports, Settings(key=b"the key of these tests", timing=timing, writers=self._writers))
 
     async def start(self) -> None:
         await self.coordinator.start()
@@ -435,8 +438,3 @@ class Program:
     async def kill(self) -> None:
         self.killed = True
         self.exits(-9)
-
-
-def fast(**changes: float) -> Timing:
-    """The usual periods, some changed."""
-    return replace(TIMING, **changes)

@@ -1,5 +1,7 @@
 """What holders say of their attempts: start, renew, progress, done, and that nobody else may."""
 
+import asyncio
+
 import pytest
 
 from retinue.client.frames import (
@@ -267,3 +269,30 @@ async def test_a_task_that_may_be_tried_again_is_given_out_after_its_backoff(fle
     assert too_soon == []
     assert again.hold.fence > given.hold.fence
     assert await fleet.attempts(given.hold.task) == ["failed", "claimed"]
+
+
+@pytest.mark.parametrize("before", ["a start", "a start and output"])
+async def test_a_result_waits_for_what_came_before_it_though_another_writer_is_free(before: str) -> None:
+    fleet = Fleet(writers=2)
+    await fleet.start()
+    hand = fleet.hand()
+    await hand.joins()
+    task = await fleet.submit()
+    await settle()
+    (given,) = hand.given()
+    slow = asyncio.Event()
+    fleet.store.gates.append(slow)
+
+    await hand.starts(given)
+    if before != "a start":
+        await hand.writes(given, b"the end\n")
+    await hand.ends(given)
+    early = hand.heard(DoneAck)
+    slow.set()
+    await settle()
+
+    assert early == []
+    assert hand.heard(DoneAck) == [DoneAck([given.attempt])]
+    assert await fleet.events(task) == ["task.created", "task.claimed", "task.started", "task.completed"]
+    assert fleet.kept(given.attempt) == (0 if before == "a start" else 8)
+    await fleet.stop()
