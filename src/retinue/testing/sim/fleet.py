@@ -21,6 +21,7 @@ from retinue.routes import Caller
 from retinue.storage.blobs import MemoryBlobs
 from retinue.storage.database import StoreConflict
 from retinue.tasks.model import TERMINAL
+from retinue.tasks.prune import Retention
 from retinue.testing.sim.bus import SimBus
 from retinue.testing.sim.check import Evidence, Fact, Row
 from retinue.testing.sim.faults import Faults
@@ -33,6 +34,7 @@ from retinue.testing.sim.world import World
 LEASE: Final = 9.0
 SWEEP: Final = 3.0
 WORKERS: Final = 2
+MONTH: Final = 30 * 86400.0
 KEY: Final = b"the key of a simulated fleet"
 PATIENCE: Final = 4.0  # seconds a client waits for an answer
 COORDINATOR: Final = "coordinator"
@@ -98,6 +100,7 @@ class Simulated:
         settings = CoordinatorSettings(
             key=KEY,
             timing=Timing(lease=LEASE, sweep=SWEEP, heartbeat=LEASE, log_flush=2.0),
+            retention=Retention(keys=MONTH),  # a wall clock that steps by days must not look like days that passed
             remembered=self.remembered,
             remember=self._remember,
         )
