@@ -16,8 +16,9 @@ from retinue.errors import RetinueError, Unavailable
 from retinue.ids import Ids
 from retinue.storage.group import GroupCommit
 from retinue.tasks import read
+from retinue.tasks.losses import RELEASE
 from retinue.tasks.model import Claim, Hold, Queue, TaskSpec
-from retinue.tasks.store import CLAIM, RELEASE, Dealt, Free, Round
+from retinue.tasks.store import CLAIM, Dealt, Free, Round
 
 log = logging.getLogger(__name__)
 

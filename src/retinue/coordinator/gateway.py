@@ -39,10 +39,11 @@ from retinue.nodes.store import LEAVES, REGISTER
 from retinue.storage.group import GroupCommit
 from retinue.tasks import read
 from retinue.tasks.logs import KEEP_LOG
+from retinue.tasks.losses import HELLO, Presence
 from retinue.tasks.model import Hold
 from retinue.tasks.service import TaskService
 from retinue.tasks.steer import Stopped
-from retinue.tasks.store import HELLO, RENEW_KIND, Presence, Renewal
+from retinue.tasks.store import RENEW_KIND, Renewal
 
 log = logging.getLogger(__name__)
 

@@ -17,8 +17,8 @@ from retinue.storage import schema
 from retinue.storage.blobs import DirectoryBlobs
 from retinue.storage.database import Engine, Transaction
 from retinue.storage.sqlite import Sqlite
+from retinue.tasks.losses import HELLO, Presence
 from retinue.tasks.prune import Retention
-from retinue.tasks.store import HELLO, Presence
 from retinue.teams import store as teams
 
 

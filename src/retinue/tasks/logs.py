@@ -8,7 +8,7 @@ import msgspec
 from retinue.errors import RetinueError
 from retinue.storage.database import Connection, Kind, Transaction
 from retinue.storage.sql import Insert, Statement
-from retinue.tasks.store import stale
+from retinue.tasks.rows import stale
 
 SEGMENT: Final = 256 * 1024
 INLINE: Final = 16 * 1024

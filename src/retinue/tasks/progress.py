@@ -11,7 +11,7 @@ from retinue.events.store import APPEND
 from retinue.storage.database import Kind, Transaction
 from retinue.storage.sql import Statement
 from retinue.tasks.model import Progress
-from retinue.tasks.store import stale
+from retinue.tasks.rows import stale
 
 # Locked against the claim's end, so that nothing is taken from a holder that is stale when it is committed.
 HOLDER: Final = Statement("SELECT team, node, attempt FROM running WHERE id = ? AND fence = ?{postgres: FOR KEY SHARE}")

@@ -9,7 +9,7 @@ from retinue.errors import RetinueError
 from retinue.events import store as events
 from retinue.storage.database import Kind, Transaction
 from retinue.storage.sql import Statement
-from retinue.tasks.store import COUNT
+from retinue.tasks.rows import COUNT
 from retinue.teams import store as teams
 
 BITE: Final = 1000

@@ -18,7 +18,7 @@ from retinue.ids import Ids
 from retinue.nodes.model import Offer
 from retinue.storage.database import Connection
 from retinue.storage.group import GroupCommit
-from retinue.tasks import logs, progress, read, steer, store
+from retinue.tasks import admission, logs, losses, progress, read, rows, steer, store
 from retinue.tasks.model import (
     WAITING,
     Ending,
@@ -87,8 +87,8 @@ class TaskService:
         except RetinueError as error:
             return _refused(error)
         body = hashlib.blake2b(msgspec.json.encode(spec), digest_size=16).hexdigest() if key is not None else ""
-        new = store.NewTask(self._ids.new("tsk"), team, spec, queue, principal, key, body)
-        written = self._database.submit(store.CREATE, new)
+        new = admission.NewTask(self._ids.new("tsk"), team, spec, queue, principal, key, body)
+        written = self._database.submit(admission.CREATE, new)
         self._arriving(queue)
         return written
 
@@ -173,12 +173,12 @@ class TaskService:
     async def open_session(self, team: str, boot: str, lease: float) -> str:
         """The id of a new session; tasks tied to it are cancelled when it ends or is not kept for `lease` seconds."""
         session = self._ids.new("ses")
-        await self._database.submit(steer.OPEN_SESSION, steer.Session(session, team, boot, int(lease * store.SECOND)))
+        await self._database.submit(steer.OPEN_SESSION, steer.Session(session, team, boot, int(lease * rows.SECOND)))
         return session
 
     async def keep_session(self, team: str, session: str, lease: float) -> bool:
         """Renew it; False when it had ended."""
-        return await self._database.submit(steer.KEEP_SESSION, (session, team, int(lease * store.SECOND)))
+        return await self._database.submit(steer.KEEP_SESSION, (session, team, int(lease * rows.SECOND)))
 
     async def close_session(self, team: str, session: str, reason: str) -> None:
         """End it; what is still open of its tasks is cancelled."""
@@ -232,7 +232,7 @@ class TaskService:
             StaleClaim: it was lost before.
         """
         self.verify(hold, boot)
-        await self._database.submit(store.RELEASE, (hold.task, hold.fence))
+        await self._database.submit(losses.RELEASE, (hold.task, hold.fence))
 
     async def progress(self, hold: Hold, boot: str, value: Progress) -> None:
         """Note how far the attempt is; a change of stage is an event.

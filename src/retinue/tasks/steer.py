@@ -10,6 +10,8 @@ from retinue.events.model import NewEvent
 from retinue.events.store import APPEND
 from retinue.storage.database import Kind, Transaction
 from retinue.storage.sql import Insert, Row, Statement
+from retinue.tasks.endings import fail_waiting, failed_for_good, parents_ended
+from retinue.tasks.losses import Taken, take
 from retinue.tasks.model import (
     TERMINAL,
     AttemptStatus,
@@ -21,16 +23,8 @@ from retinue.tasks.model import (
     queue_of,
     rank,
 )
-from retinue.tasks.store import (
-    ADD_ATTEMPTS,
-    Taken,
-    fail_waiting,
-    failed_for_good,
-    make_ready,
-    moved,
-    parents_ended,
-    take,
-)
+from retinue.tasks.queues import make_ready
+from retinue.tasks.rows import ADD_ATTEMPTS, moved
 
 _spec = msgspec.json.Decoder(TaskSpec).decode
 

@@ -7,8 +7,8 @@ from retinue.clock import Clock
 from retinue.nodes.model import OFFLINE_AFTER
 from retinue.nodes.store import SILENCE
 from retinue.storage.group import GroupCommit
+from retinue.tasks.losses import REAP_KIND
 from retinue.tasks.steer import LAPSE_SESSIONS, Stopped
-from retinue.tasks.store import REAP_KIND
 
 MOST = 500  # tasks a turn
 GAP = 2.0  # a tick that comes this many times too late means that we were asleep

@@ -14,7 +14,7 @@ from retinue.nodes.resources import Resources
 from retinue.storage.database import Connection, Engine, Kind
 from retinue.storage.group import GroupCommit
 from retinue.storage.sql import Row, Statement
-from retinue.tasks import history, logs, progress, prune, read, steer, store
+from retinue.tasks import admission, history, logs, losses, progress, prune, read, rows, steer, store
 from retinue.tasks.model import Claim, Ending, Progress, Queue, Task, TaskSpec, TaskStatus, queue_of
 from retinue.teams import store as teams
 
@@ -108,8 +108,10 @@ class Rig:
         self.queues[queue.id] = queue
         body = repr(wanted)
         return Op(
-            store.CREATE,
-            store.NewTask(self.ids.new("tsk"), team or self.team, wanted, queue, principal, key, body if key else ""),
+            admission.CREATE,
+            admission.NewTask(
+                self.ids.new("tsk"), team or self.team, wanted, queue, principal, key, body if key else ""
+            ),
         )
 
     def claim(
@@ -142,7 +144,7 @@ class Rig:
     ) -> Op:
         """A round for several nodes at once."""
         lines = tuple(self.queues.values() if queues is None else queues)
-        return Op(store.CLAIM, store.Round(tuple(free), lines, after_team, int(lease * store.SECOND)))
+        return Op(store.CLAIM, store.Round(tuple(free), lines, after_team, int(lease * rows.SECOND)))
 
     def start(self, claim: Claim) -> Op:
         return Op(store.START_KIND, (claim.task, claim.fence))
@@ -150,7 +152,7 @@ class Rig:
     def renew(self, node: str, *claims: Claim, boot: str = "", lease: float = LEASE) -> Op:
         """A node's renewal of what it holds."""
         holds = tuple((claim.task, claim.fence) for claim in claims)
-        return Op(store.RENEW_KIND, store.Renewal(node, boot or node, holds, int(lease * store.SECOND)))
+        return Op(store.RENEW_KIND, store.Renewal(node, boot or node, holds, int(lease * rows.SECOND)))
 
     def finish(self, claim: Claim, *, chance: float = 0.0, **ending: Any) -> Op:
         """A report; a good one unless it says `ok=False`."""
@@ -162,7 +164,7 @@ class Rig:
         return self.finish(claim, **said)
 
     def release(self, claim: Claim) -> Op:
-        return Op(store.RELEASE, (claim.task, claim.fence))
+        return Op(losses.RELEASE, (claim.task, claim.fence))
 
     def progress(self, claim: Claim, stage: str = "half") -> Op:
         return Op(progress.PROGRESS, (claim.task, claim.fence, Progress(stage=stage)))
@@ -175,12 +177,12 @@ class Rig:
         )
 
     def reap(self, most: int = 500) -> Op:
-        return Op(store.REAP_KIND, most)
+        return Op(losses.REAP_KIND, most)
 
     def hello(self, node: str, *claims: Claim, boot: str = "") -> Op:
         """A node says what it holds; the rest of that boot's is given back."""
         holds = tuple((claim.task, claim.fence) for claim in claims)
-        return Op(store.HELLO, store.Presence(node, boot or node, holds))
+        return Op(losses.HELLO, losses.Presence(node, boot or node, holds))
 
     def cancel(self, task: str, team: str = "") -> Op:
         return Op(steer.CANCEL, steer.Steer(task, team or self.team, "ann"))
@@ -193,10 +195,10 @@ class Rig:
         return Op(steer.DUE_KIND, most)
 
     def open_session(self, session: str, boot: str = "c1", lease: float = LEASE) -> Op:
-        return Op(steer.OPEN_SESSION, steer.Session(session, self.team, boot, int(lease * store.SECOND)))
+        return Op(steer.OPEN_SESSION, steer.Session(session, self.team, boot, int(lease * rows.SECOND)))
 
     def keep_session(self, session: str, lease: float = LEASE) -> Op:
-        return Op(steer.KEEP_SESSION, (session, self.team, int(lease * store.SECOND)))
+        return Op(steer.KEEP_SESSION, (session, self.team, int(lease * rows.SECOND)))
 
     def close_session(self, session: str) -> Op:
         return Op(steer.CLOSE_SESSION, (session, self.team, "it said good-bye"))
@@ -291,7 +293,7 @@ class Rig:
 
     async def pass_time(self, seconds: float) -> None:
         """Let the store's time pass at once, by moving everything that is in it back."""
-        by = int(seconds * store.SECOND)
+        by = int(seconds * rows.SECOND)
 
         def shift(transaction: Any) -> None:
             for statement, (_, columns) in zip(SHIFTS, TIMES, strict=True):

@@ -21,7 +21,7 @@ from retinue.errors import (
 from retinue.nodes.resources import Resources
 from retinue.storage.database import Connection, Engine
 from retinue.storage.sql import Statement
-from retinue.tasks import logs, read, steer, store
+from retinue.tasks import logs, queues, read, steer, store
 from retinue.tasks.model import FENCE_BITS, MOST_LOSSES, MOST_QUEUES, Claim, Priority, TaskStatus
 from retinue.testing.conformance.rig import Op, Rig
 
@@ -878,7 +878,7 @@ class TaskSuite(OnARig):
 
     async def test_a_task_comes_back_into_a_queue_that_was_dropped(self, rig: Rig, engine: Engine) -> None:
         claim = await rig.held(max_attempts=2, backoff_seconds=0)
-        await engine.write(lambda t: t.run(store.DROP_EMPTY_QUEUES, t.rows(store.EMPTY_QUEUES, rig.team)))
+        await engine.write(lambda t: t.run(queues.DROP_EMPTY_QUEUES, t.rows(queues.EMPTY_QUEUES, rig.team)))
         gone = await rig.read(lambda connection: read.queue(connection, claim.queue))
         await rig(rig.fail(claim))
         live = await rig.read(read.live_queues)

@@ -10,7 +10,7 @@ from retinue.coordinator.loops.reaper import Reaper
 from retinue.node.daemon import Node
 from retinue.node.executor import Executor
 from retinue.storage.group import GroupCommit
-from retinue.tasks import logs, store
+from retinue.tasks import endings, logs, losses, store
 from retinue.tasks.model import Queue
 from retinue.tasks.service import TaskService
 from retinue.testing.sim.mutants import code, mutant, patched, sql
@@ -90,8 +90,8 @@ def reap_from_an_old_look() -> Planted:
     """River #1302: the rescuer trusts what it read before, by id alone."""
     return _both(
         sql(
-            (store.REAP, " AND reap_at < retinue_now()", ""),
-            (store.REAP, "(id, fence) IN (SELECT id, fence", "id IN (SELECT id"),
+            (losses.REAP, " AND reap_at < retinue_now()", ""),
+            (losses.REAP, "(id, fence) IN (SELECT id, fence", "id IN (SELECT id"),
         ),
         code(
             (
@@ -104,7 +104,7 @@ def reap_from_an_old_look() -> Planted:
                 "        while await self._database.submit(REAP_KIND, MOST) == MOST:",
             ),
             (
-                store._reap,
+                losses._reap,
                 "overdue = transaction.rows(OVERDUE, most)",
                 "overdue = globals().pop('SEEN_BEFORE', [])",
             ),
@@ -117,7 +117,7 @@ def orphans_found_through_the_nodes_table() -> Planted:
     """Procrastinate #1518: a worker that is gone hides its tasks from the rescuer."""
     return sql(
         (
-            store.OVERDUE,
+            losses.OVERDUE,
             "WHERE reap_at < retinue_now()",
             "WHERE reap_at < retinue_now() AND EXISTS (SELECT 1 FROM nodes"
             " WHERE nodes.id = running.node AND nodes.seen_at > retinue_now() - 9000000)",
@@ -131,7 +131,7 @@ def node_name_as_identity() -> Planted:
     return _both(
         sql(
             (
-                store.OF_NODE,
+                losses.OF_NODE,
                 "SELECT id, fence, boot FROM running WHERE node = ?",
                 "SELECT id, fence, boot FROM running WHERE node = ? AND false",
             )
@@ -164,13 +164,13 @@ def reaper_without_grace() -> Planted:
 @mutant("every loss and claim counts", "-", "I-08")
 def every_loss_and_claim_counts() -> Planted:
     """An attempt is counted at its claim and when it is handed back."""
-    return code((store.hand_back, "losses += lost and started", "losses += 1"))
+    return code((losses.hand_back, "losses += lost and started", "losses += 1"))
 
 
 @mutant("cancel is only a flag", "M37", "I-04", "I-10")
 def cancel_is_only_a_flag() -> Planted:
     """The claim lives on, and its result is taken."""
-    return sql((store.DROP_HELD, "WHERE id IN", "WHERE false AND id IN"))
+    return sql((losses.DROP_HELD, "WHERE id IN", "WHERE false AND id IN"))
 
 
 @mutant("labels are not looked at", "-", "I-11")
@@ -188,7 +188,7 @@ def one_worker_too_many() -> Planted:
 @mutant("a child runs after its first parent", "-", "I-09")
 def a_child_runs_after_its_first_parent() -> Planted:
     """The counter is not waited out."""
-    return code((store.parents_ended, "row[1] <= 0", "row[1] <= 1"))
+    return code((endings.parents_ended, "row[1] <= 0", "row[1] <= 1"))
 
 
 @mutant("the event misses its transaction", "-", "I-28", "I-41")
@@ -196,7 +196,7 @@ def the_event_misses_its_transaction() -> Planted:
     """A move without its event."""
     return code(
         (
-            store._release,
+            losses._release,
             'hand_back(transaction, [row for row in dropped.values() if row[8] is None], "task.released")',
             "pass",
         )

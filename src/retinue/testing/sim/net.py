@@ -3,7 +3,7 @@
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import log
 from typing import Any, Final, TypeVar
 
@@ -89,7 +89,8 @@ class Net:
         self._flush()
 
     def heal(self) -> None:
-        """No block and no clog is left."""
+        """No block, no clog and no bad weather is left."""
+        self.weather = replace(self.weather, delay=0.002)
         self._blocks.clear()
         self._clogged.clear()
         self._flush()
