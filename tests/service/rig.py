@@ -27,7 +27,7 @@ from retinue.client.frames import (
 from retinue.client.link import Link
 from retinue.coordinator.app import Coordinator, Ports, Settings, Timing
 from retinue.coordinator.interface import Interface
-from retinue.errors import LinkClosed, Unavailable
+from retinue.errors import LinkClosed, OutcomeUnknown, Unavailable
 from retinue.node.daemon import Node, NodeSettings
 from retinue.node.processes import Launch
 from retinue.node.runners.process import ProcessRunner
@@ -65,13 +65,18 @@ class Wavering:
     def __init__(self, clock: ManualClock) -> None:
         self.store = InlineSqlite(clock)
         self.away = False
+        self.lose_answers = 0  # so many of the next commits happen, and nobody is told
         self.gates: list[asyncio.Event] = []  # each holds up one of the next writes
 
     async def write(self, work: Callable[[Transaction], T]) -> T:
         self._check()
         if self.gates:
             await self.gates.pop(0).wait()
-        return await self.store.write(work)
+        done = await self.store.write(work)
+        if self.lose_answers:
+            self.lose_answers -= 1
+            raise OutcomeUnknown
+        return done
 
     async def read(self, work: Callable[[Connection], T]) -> T:
         self._check()

@@ -12,11 +12,11 @@ import msgspec
 
 from retinue.client.frames import Assignment
 from retinue.coordinator.session import NodeSession
-from retinue.errors import RetinueError, Unavailable
+from retinue.errors import OutcomeUnknown, RetinueError, Unavailable
 from retinue.ids import Ids
 from retinue.storage.group import GroupCommit
 from retinue.tasks import read
-from retinue.tasks.losses import RELEASE
+from retinue.tasks.losses import RELEASE, UNCLAIM
 from retinue.tasks.model import Claim, Hold, Queue, TaskSpec
 from retinue.tasks.store import CLAIM, Dealt, Free, Round
 
@@ -48,7 +48,8 @@ class Dispatcher:
         self._live: dict[str, int] = {}  # queues in which somebody may wait -> when that was last said
         self._said = 0
         self._turn = ""
-        self.paused = False
+        self.paused = False  # take nothing new; what runs goes on
+        self._doubtful: dict[str, set[str]] = {}  # attempts that were perhaps claimed, and were never sent, by node
 
     @property
     def sessions(self) -> Iterable[NodeSession]:
@@ -92,7 +93,15 @@ class Dispatcher:
             self.arriving(queue)
 
     async def sweep(self) -> None:
-        """Look for waiting tasks that no hint announced: after a start, and as a safety net."""
+        """Look for waiting tasks that no hint announced: after a start, and as a safety net.
+
+        First what is in doubt: a claim whose answer was lost was never sent, so its tasks wait again at once.
+        """
+        for node, attempts in list(self._doubtful.items()):
+            await self._database.submit(UNCLAIM, (node, tuple(sorted(attempts))))
+            self._doubtful[node] -= attempts
+            if not self._doubtful[node]:
+                del self._doubtful[node]
         for queue in await self._database.read(read.live_queues):
             self.arriving(queue)
 
@@ -124,14 +133,22 @@ class Dispatcher:
             lease=self._lease,
         )
         # Submitted here and now: it rides in the commit of what was submitted just before it.
-        self._spawn(self._deal(self._database.submit(CLAIM, wanted), taken, said))
+        self._spawn(self._deal(self._database.submit(CLAIM, wanted), wanted, taken, said))
 
     async def _deal(
-        self, answer: "asyncio.Future[Dealt]", taken: list[tuple[NodeSession, int]], said: dict[str, int]
+        self,
+        answer: "asyncio.Future[Dealt]",
+        wanted: Round,
+        taken: list[tuple[NodeSession, int]],
+        said: dict[str, int],
     ) -> None:
         """Send every claimed task to the node it was claimed for."""
         try:
             dealt = await answer
+        except OutcomeUnknown:
+            for free in wanted.free:
+                self._doubtful.setdefault(free.node, set()).update(free.attempts)
+            return
         except Unavailable:
             return  # the sweep claims again when the store is back
         except RetinueError:
@@ -168,5 +185,7 @@ class Dispatcher:
     async def _give_back(self, claim: Claim) -> None:
         try:
             await self._database.submit(RELEASE, (claim.task, claim.fence))
+        except Unavailable:
+            self._doubtful.setdefault(claim.node, set()).add(claim.attempt)
         except RetinueError:
-            pass  # its lease ends by itself
+            pass  # it is not ours any more

@@ -32,7 +32,7 @@ REAP = Statement(
     " RETURNING id, fence, team, node, boot, attempt, status, claimed_at, started_at, retinue_now()"
 )
 OVERDUE = Statement("SELECT id, fence FROM running WHERE reap_at < retinue_now() ORDER BY reap_at LIMIT ?")
-OF_NODE = Statement("SELECT id, fence, boot FROM running WHERE node = ? ORDER BY id")
+OF_NODE = Statement("SELECT id, fence, boot, attempt FROM running WHERE node = ? ORDER BY id")
 
 
 def _release(transaction: Transaction, items: Sequence[tuple[str, int]]) -> list[RetinueError | None]:
@@ -71,14 +71,28 @@ def _hello(transaction: Transaction, items: Sequence[Presence]) -> list[list[tup
     for item in items:
         rows = transaction.rows(OF_NODE, item.node)
         held = set(item.holds)
-        mine = {(task, fence) for task, fence, boot in rows if boot == item.boot}
+        mine = {(task, fence) for task, fence, boot, _ in rows if boot == item.boot}
         unlisted = sorted(mine - held)
-        dead = sorted((task, fence) for task, fence, boot in rows if boot != item.boot)
+        dead = sorted((task, fence) for task, fence, boot, _ in rows if boot != item.boot)
         given_up = transaction.rows(DROP_RUNNING, unlisted) if unlisted else []
         hand_back(transaction, [row for row in given_up if row[8] is None], "task.released")
         hand_back(transaction, [row for row in given_up if row[8] is not None], "task.orphaned")
         hand_back(transaction, transaction.rows(DROP_RUNNING, dead) if dead else [], "task.orphaned")
         outcomes.append([hold for hold in item.holds if hold not in mine])
+    return outcomes
+
+
+def _unclaim(transaction: Transaction, items: Sequence[tuple[str, tuple[str, ...]]]) -> list[int | RetinueError]:
+    """Each item is (node, attempts) of claims that were never sent to the node; how many there really were.
+
+    Only the coordinator that made the ids of these attempts can say so. They cost nothing, whatever the policy.
+    """
+    outcomes: list[int | RetinueError] = []
+    for node, attempts in items:
+        unsent = sorted((row[0], row[1]) for row in transaction.rows(OF_NODE, node) if row[3] in attempts)
+        rows = transaction.rows(DROP_RUNNING, unsent) if unsent else []
+        hand_back(transaction, rows, "task.released")
+        outcomes.append(len(rows))
     return outcomes
 
 
@@ -176,3 +190,4 @@ def take(transaction: Transaction, tasks: Sequence[str]) -> list[Taken]:
 RELEASE: Kind[tuple[str, int], None] = Kind("task.release", 50, _release)
 HELLO: Kind[Presence, list[tuple[str, int]]] = Kind("node.hello", 51, _hello)
 REAP_KIND: Kind[int, int] = Kind("task.reap", 52, _reap)
+UNCLAIM: Kind[tuple[str, tuple[str, ...]], int] = Kind("task.unclaim", 53, _unclaim)

@@ -1,7 +1,7 @@
 """Claims: made in the commit that makes them possible, and how many commits a task costs."""
 
 from retinue.client.frames import Credit, Done, DoneAck, Report
-from service.rig import OK, Fleet, settle
+from service.rig import OK, TIMING, Fleet, settle
 
 
 async def test_a_submit_that_meets_a_free_worker_is_claimed_in_the_same_commit(fleet: Fleet) -> None:
@@ -85,3 +85,20 @@ async def test_a_task_costs_three_commits_from_submit_to_end_on_an_idle_fleet(fl
 
     assert await fleet.events(task) == ["task.created", "task.claimed", "task.started", "task.completed"]
     assert fleet.commits == before + 3
+
+
+async def test_a_claim_whose_answer_was_lost_waits_again_and_costs_a_once_task_nothing(fleet: Fleet) -> None:
+    hand = fleet.hand()
+    await hand.joins(free=0)
+    task = await fleet.submit(on_node_loss="fail")
+    await settle()
+    fleet.store.lose_answers = 1
+
+    await hand.says(Credit(1, 0))
+    lost = (hand.given(), await fleet.status(task))
+    await fleet.passes(TIMING.sweep * 2)
+
+    assert lost == ([], "claimed")
+    assert [given.hold.task for given in hand.given()] == [task]
+    assert await fleet.attempts(task) == ["claimed"]
+    assert await fleet.events(task) == ["task.created", "task.claimed", "task.released", "task.claimed"]
