@@ -1,7 +1,6 @@
 """Random walks over every verb of tasks: after each group of writes the rows, the feed and a plain model agree."""
 
 import asyncio
-import copy
 import os
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
@@ -33,8 +32,8 @@ from retinue.testing.clock import ManualClock
 from retinue.testing.conformance.rig import Op, Rig, disorder
 from task_model import LEASE, Known, Model
 
-EXAMPLES = int(os.environ.get("RETINUE_EXAMPLES", "500"))
-WALKS = int(os.environ.get("RETINUE_WALKS", "200"))
+EXAMPLES = int(os.environ.get("RETINUE_EXAMPLES", "200"))
+WALKS = int(os.environ.get("RETINUE_WALKS", "300"))
 SHRINK = "RETINUE_SHRINK" in os.environ  # takes minutes
 TICK = 100  # seconds; everything else lies half a tick beside it, so that real time does not blur what is due
 NOW = Statement("SELECT retinue_now()")
@@ -411,9 +410,9 @@ class TaskMachine(RuleBasedStateMachine):
     def rows_feed_and_model_agree(self) -> None:
         if not hasattr(self, "rig") or self.group:
             return
-        rows = self.run(self.engine.read(lambda c: c.rows(ROWS)))
+        there = self.run(self.engine.read(lambda c: c.rows(ROWS)))
         wrong = self.run(self.engine.read(lambda c: disorder(c, self.histories, links=False)))
-        told = [(*row[:8], *(self.seconds(at) for at in row[8:])) for row in rows]
+        told = [(*row[:8], *(self.seconds(at) for at in row[8:])) for row in there]
 
         assert told == [self.expected(task) for task in sorted(self.model.tasks.values(), key=lambda task: task.id)]
         assert wrong == []
@@ -500,7 +499,7 @@ def test_random_walks_on_postgres_do_what_the_model_does(postgres_server: servic
         exact = False
 
     OnPostgres.opened = staticmethod(opened)  # type: ignore[method-assign,assignment]
-    walk(OnPostgres, max(10, EXAMPLES // 50), 40)
+    walk(OnPostgres, max(10, EXAMPLES // 20), 40)
 
 
 # -- long seeded walks: deeper than hypothesis goes in the same time, without its shrinking ----------------------------
@@ -582,7 +581,7 @@ def stroll(machine: type[TaskMachine], seed: int, steps: int = 120) -> None:
                 continue
             VERBS[verb][1](walker, chance, chance.random() < 0.3)
             walker.rows_feed_and_model_agree()
-    except BaseException as error:
+    except Exception as error:
         error.add_note(f"seed {seed}")
         raise
     finally:
@@ -598,58 +597,60 @@ def test_long_walks_on_sqlite_do_what_the_model_does(part: int) -> None:
         stroll(machine, seed)
 
 
-# -- planted bugs: the walk has to notice each -------------------------------------------------------------------------
+# -- planted bugs: the walks have to notice each -----------------------------------------------------------------------
 
-
-def _with(statement: Statement, part: str, instead: str = "") -> Statement:
-    """The statement as somebody might have written it."""
-    assert part in statement.sqlite
-    bad = copy.copy(statement)
-    bad.sqlite = statement.sqlite.replace(part, instead)
-    return bad
-
-
-PLANTED: dict[str, tuple[Any, str, Any]] = {
-    "finish by id only": (
-        store,
-        "DROP_RUNNING",
-        _with(rows.DROP_RUNNING, "(id, fence) IN (SELECT id, fence FROM", "id IN (SELECT id FROM"),
-    ),
-    "renew by id only": (store, "RENEW", _with(store.RENEW, "AND running.fence = m.fence ")),
-    "start by id only": (store, "START", _with(store.START, "AND running.fence = m.fence ")),
-    "renew without patience": (store, "RENEW", _with(store.RENEW, " + running.patience")),
-    "a fourth loss": (store, "MOST_LOSSES", 4),
-    "a retried parent is not waited for": (steer, "COUNT_UP", _with(steer.COUNT_UP, "waiting_on + 1", "waiting_on")),
-    "a child below an ended task of a cancelled tree": (
-        store,
-        "CANCELLED_ABOVE",
-        _with(admission.CANCELLED_ABOVE, "('completed', 'failed')", "('nothing')"),
-    ),
-    "a failed parent frees its children": (store, "SPOILED", _with(endings.SPOILED, "'success'", "'any'")),
-    "a cancel leaves the line as it is": (
-        store,
-        "DROP_READY",
-        _with(losses.DROP_READY, "DELETE FROM ready WHERE", "DELETE FROM ready WHERE queue = '' AND"),
-    ),
-    "a pruned parent of something open": (prune, "OLD_TASKS", _with(prune.OLD_TASKS, "AND NOT (", "AND ('' = '' OR ")),
-    "a session's task outlives it": (steer, "TIED", _with(steer.TIED, "finished_at IS NULL", "finished_at = 0")),
+Edit = tuple[Statement, str, str]
+PLANTED: dict[str, list[Edit]] = {
+    "finish by id only": [
+        (rows.DROP_RUNNING, "(id, fence) IN (SELECT id, fence FROM", "id IN (SELECT id FROM"),
+    ],
+    "renew by id only": [(store.RENEW, "AND running.fence = m.fence ", "")],
+    "start by id only": [(store.START, "AND running.fence = m.fence ", "")],
+    "reap by id only": [
+        (losses.OVERDUE, "reap_at < retinue_now()", "true"),
+        (losses.REAP, "AND reap_at < retinue_now()", ""),
+    ],
+    "renew without patience": [(store.RENEW, " + running.patience", "")],
+    "a retried parent is not waited for": [(steer.COUNT_UP, "waiting_on + 1", "waiting_on")],
+    "a child below an ended task of a cancelled tree": [
+        (admission.CANCELLED_ABOVE, "('completed', 'failed')", "('nothing')")
+    ],
+    "a failed parent frees its children": [(endings.SPOILED, "'success'", "'any'")],
+    "a cancel leaves the line as it is": [(losses.DROP_READY, "FROM ready WHERE", "FROM ready WHERE queue = '' AND")],
+    "what has ended goes though something open is below it": [
+        (prune.OLD_TASKS, "AND NOT (", "AND ('' = '' OR "),
+        (prune.NAMED_NOW, "AND (EXISTS", "AND '' <> '' AND (EXISTS"),
+    ],
+    "a session's task outlives it": [(steer.TIED, "finished_at IS NULL", "finished_at = 0")],
+    "a key without its principal": [(admission.READ_KEY, "principal = ?", "principal <> ?")],
 }
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(120)
 @pytest.mark.parametrize("bug", PLANTED)
-def test_random_walks_find(bug: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    module, name, value = PLANTED[bug]
-    monkeypatch.setattr(module, name, value)
+def test_long_walks_find(bug: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for statement, part, instead in PLANTED[bug]:
+        assert part in statement.sqlite
+        monkeypatch.setattr(statement, "sqlite", statement.sqlite.replace(part, instead))
 
-    with pytest.raises(Exception) as found:  # noqa: PT011 - a walk may fail in many ways
-        stroll_all(on_sqlite())
-
-    assert any(note.startswith("seed") for note in found.value.__notes__)
+    assert found() is not None
 
 
-def stroll_all(machine: type[TaskMachine]) -> None:
-    """As many walks as one test takes, or fewer when one fails."""
-    for seed in range(WALKS):
-        stroll(machine, seed)
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+def test_long_walks_find_a_loss_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(losses, "MOST_LOSSES", 4)
+
+    assert found() is not None
+
+
+def found() -> int | None:
+    """The first seed whose walk fails, of a thousand."""
+    machine = on_sqlite()
+    for seed in range(1000):
+        try:
+            stroll(machine, seed)
+        except Exception:
+            return seed
+    return None
