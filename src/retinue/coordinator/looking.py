@@ -9,7 +9,7 @@ from retinue.bus.memory import MemoryBus
 from retinue.clock import Clock
 from retinue.coordinator.app import Coordinator, Ports, Settings
 from retinue.coordinator.datadir import DataDir, holder
-from retinue.coordinator.opening import abandon_nodes, open_coordinator, store_file
+from retinue.coordinator.opening import abandon_nodes, open_coordinator, open_engine, store_file
 from retinue.errors import DataDirHeld, NotFound, StoreNewer, Unavailable
 from retinue.nodes.model import NodeStatus, Offer
 from retinue.nodes.store import nodes
@@ -71,9 +71,9 @@ async def open_looking(path: Path, store_url: str | None, clock: Clock, random: 
     engine: Engine
     blobs: Blobs
     note: str | None = None
-    if file is None:
-        raise Unavailable("Looking at a PostgreSQL store from beside its coordinator is not built yet.")
-    if not _is_there(file):
+    if file is None:  # a server: several may use it, and none of them is in the way
+        engine, blobs = open_engine(DataDir(path), store_url, clock)[0], DirectoryBlobs(path / "blobs")
+    elif not _is_there(file):
         engine, blobs = InlineSqlite(clock), NoBlobs()
         note = f"There is nothing in {path} yet; `retinue run -- CMD` begins it."
     else:
