@@ -230,6 +230,12 @@ def test_a_report_nobody_made_is_found() -> None:
     assert "I-03 report" in broken(evidence(*GOOD, witness=[end(3 * SECOND, 9 * SECOND)]))
 
 
+def test_a_start_nobody_told_of_is_found() -> None:
+    early = {"task": "t", "fence": 1, "seen_at": 1.0}
+
+    assert "I-03 report" in broken(evidence(*GOOD, begun=[early]))
+
+
 def test_output_without_a_claim_or_with_a_gap_is_found() -> None:
     gap = {"attempt": "att1", "stream": "stdout", "start": 7, "size": 1}
 

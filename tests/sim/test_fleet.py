@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from retinue.testing.sim import run
+from retinue.testing.sim.bugs import known
 from retinue.testing.sim.faults import PROFILES
-from retinue.testing.sim.mutants import known
 from retinue.testing.sim.world import Settings
 
 pytestmark = pytest.mark.slow

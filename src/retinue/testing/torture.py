@@ -140,7 +140,7 @@ def _document(report: Any, settings: Any) -> dict[str, Any]:
 def _mutants(first: int, seeds: int, settings: Any, scenario: str, jobs: int, only: list[str], *, as_json: bool) -> int:
     """Run each planted bug until it is caught; 1 when one survives."""
     from retinue.testing.sim import run
-    from retinue.testing.sim.mutants import known
+    from retinue.testing.sim.bugs import known
 
     run.scenario_of(scenario)  # its module may register mutants of its own
     rows = []

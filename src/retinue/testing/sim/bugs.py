@@ -2,7 +2,8 @@
 
 # ruff: noqa: ISC004, SLF001 - a planted bug goes where the safeguard is, and shows it as it is written there
 
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext, suppress
+from typing import Final
 
 from retinue.coordinator.dispatcher import Dispatcher
 from retinue.coordinator.gateway import Gateway
@@ -13,7 +14,7 @@ from retinue.storage.group import GroupCommit
 from retinue.tasks import endings, logs, losses, store
 from retinue.tasks.model import Queue
 from retinue.tasks.service import TaskService
-from retinue.testing.sim.mutants import code, mutant, patched, sql
+from retinue.testing.sim.mutants import MUTANTS, Mutant, code, mutant, patched, sql
 
 Planted = AbstractContextManager[None]
 
@@ -132,8 +133,8 @@ def node_name_as_identity() -> Planted:
         sql(
             (
                 losses.OF_NODE,
-                "SELECT id, fence, boot FROM running WHERE node = ?",
-                "SELECT id, fence, boot FROM running WHERE node = ? AND false",
+                "WHERE node = ?",
+                "WHERE node = ? AND false",
             )
         ),
         code(
@@ -213,6 +214,28 @@ def a_lost_report_is_not_repeated() -> Planted:
             "self._send(Done([report])); self.executor.acknowledged(report.attempt)",
         )
     )
+
+
+_read: Final[set[str]] = set()
+
+
+def planted(name: str | None) -> Planted:
+    """The code with this bug in it, for a while; without a name, as it is.
+
+    Raises:
+        LookupError: the code does not say any more what the bug takes out of it.
+    """
+    return nullcontext() if name is None else known()[name].plant()
+
+
+def known() -> dict[str, Mutant]:
+    """Every mutant there is. The source they change is read at the first call, before it is edited under a long run."""
+    for bug in MUTANTS.values():
+        if bug.name not in _read:
+            _read.add(bug.name)
+            with suppress(LookupError), bug.plant():
+                pass
+    return MUTANTS
 
 
 def _both(*planted: Planted) -> Planted:

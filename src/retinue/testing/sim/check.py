@@ -56,6 +56,7 @@ class Evidence:
     witness: list[Row] = field(default_factory=list)  # how each claim ended, as a trigger of the store saw it
     renewals: list[Row] = field(default_factory=list)  # how often each claim's lease was moved
     logs: list[Row] = field(default_factory=list)
+    begun: list[Row] = field(default_factory=list)  # when each claim was marked as started
     strays: list[Row] = field(default_factory=list)  # output that was added without a claim
     faultless: bool = False  # nothing went wrong in this run
     notes: dict[str, Any] = field(default_factory=dict)
@@ -189,17 +190,20 @@ def only_the_holder_renews(evidence: Evidence) -> Iterator[str]:
 @invariant("I-03 report")
 def only_the_holder_ends_its_attempt(evidence: Evidence) -> Iterator[str]:
     """An attempt begins and ends by what its own holder said, under its own fence, and not before."""
-    begun = {(entry.what["task"], entry.what["fence"]) for entry in evidence.history if entry.kind == "start"}
     reported: dict[tuple[str, int], float] = {}
+    said: dict[tuple[str, int], float] = {}
     for entry in evidence.history:
         if entry.kind == "done":
             reported.setdefault((entry.what["task"], entry.what["fence"]), entry.at)
+        if entry.kind in ("start", "done"):
+            said.setdefault((entry.what["task"], entry.what["fence"]), entry.at)
+    for row in evidence.begun:
+        if said.get((row["task"], row["fence"]), inf) > row["seen_at"] + 1e-5:
+            yield f"task {row['task']} began under fence {row['fence']}, and nobody had said so"
     ended = {(row["task"], row["fence"]): row["seen_at"] for row in evidence.witness}
     for task, facts in evidence.by_task().items():
         for fact in facts:
             fence = fact.fence
-            if fact.type == "task.started" and (task, fence) not in begun:
-                yield f"task {task} began under fence {fence}, and nobody had said so"
             if fence is None or fact.type not in ("task.completed", "task.failed", "task.retried"):
                 continue
             if fact.data.get("code") in _FROM_ABOVE or (task, fence) not in ended:

@@ -46,6 +46,10 @@ CREATE TEMP TRIGGER witness_end AFTER DELETE ON main.running BEGIN
   INSERT INTO witness
   VALUES (old.id, old.fence, old.node, old.boot, old.reap_at, retinue_now(), simulated_now());
 END;
+CREATE TEMP TABLE begun (task, fence, seen_at);
+CREATE TEMP TRIGGER begun_seen AFTER UPDATE OF started_at ON main.running BEGIN
+  INSERT INTO begun VALUES (new.id, new.fence, simulated_now());
+END;
 CREATE TEMP TABLE stray (attempt, seen_at);
 CREATE TEMP TRIGGER stray_output AFTER INSERT ON main.logs
 WHEN NOT EXISTS (SELECT 1 FROM main.running WHERE attempt = new.attempt) BEGIN
@@ -203,6 +207,7 @@ class Simulated:
             nodes=database.rows("SELECT id, name, labels, workers FROM nodes"),
             witness=database.rows("SELECT * FROM witness"),
             renewals=database.rows("SELECT * FROM renewal"),
+            begun=database.rows("SELECT * FROM begun"),
             strays=database.rows("SELECT * FROM stray"),
             logs=database.rows("SELECT attempt, stream, start, size FROM logs ORDER BY attempt, stream, start"),
             faultless=not self.world.chance.happened,

@@ -1,7 +1,7 @@
 """Planted bugs: each takes one safeguard out of the real code, to prove that the checkers would notice."""
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cache
 from inspect import getsource
@@ -26,7 +26,6 @@ class Mutant:
 
 
 MUTANTS: Final[dict[str, Mutant]] = {}
-_read: Final[set[str]] = set()
 
 
 def mutant(name: str, number: str, *invariants: str, profile: str = "P5") -> Callable[[Plant], Plant]:
@@ -37,22 +36,6 @@ def mutant(name: str, number: str, *invariants: str, profile: str = "P5") -> Cal
         return plant
 
     return register
-
-
-def planted(name: str | None) -> AbstractContextManager[None]:
-    """The code with this bug in it, for a while; without a name, as it is."""
-    return nullcontext() if name is None else known()[name].plant()
-
-
-def known() -> dict[str, Mutant]:
-    """Every mutant there is."""
-    import retinue.testing.sim.bugs  # noqa: F401 - it registers them
-
-    if not _read:
-        for bug in MUTANTS.values():  # the source is read now, before somebody edits it under a long run
-            with bug.plant():
-                _read.add(bug.name)
-    return MUTANTS
 
 
 @contextmanager

@@ -18,9 +18,9 @@ from types import FrameType
 from typing import Any, Final
 
 from retinue.clock import SystemClock
+from retinue.testing.sim.bugs import planted
 from retinue.testing.sim.check import Evidence, violations
 from retinue.testing.sim.loop import Deadlock, EscapedSimulation, Runaway
-from retinue.testing.sim.mutants import planted
 from retinue.testing.sim.world import Settings, World
 
 Scenario = Callable[[World], Coroutine[Any, Any, Evidence]]
