@@ -191,9 +191,8 @@ class Gateway:
 
     def _start(self, session: NodeSession, hold: Hold) -> None:
         task = self._spawn(self._or_cancel(session, hold, self._started(session, hold)))
-        if not self._ordered:
-            session.starting[hold.task, hold.fence] = task
-            task.add_done_callback(lambda _: session.starting.pop((hold.task, hold.fence), None))
+        session.starting[hold.task, hold.fence] = task
+        task.add_done_callback(lambda _: session.starting.pop((hold.task, hold.fence), None))
 
     async def _started(self, session: NodeSession, hold: Hold) -> None:
         """An attempt counts from its start, so that is not said once only: again with the next renewal, or its end."""
@@ -325,6 +324,11 @@ class Gateway:
 
     async def _bye(self, session: NodeSession) -> None:
         self._dispatcher.detach(session)  # first, or what it hands back would be given to it again
+        self._start_again(
+            session, [*session.unstarted.values()]
+        )  # what was started is not handed back as if it was not
+        if session.starting:
+            await asyncio.wait(session.starting.values())
         await self._quietly(self._leave(session))
         session.link.close()
 

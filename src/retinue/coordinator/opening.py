@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from random import Random  # noqa: TID251 - the type of the port
+from typing import Final
 
 import msgspec
 
@@ -20,6 +21,10 @@ from retinue.storage.sqlite import Sqlite
 from retinue.tasks.losses import HELLO, Presence
 from retinue.tasks.prune import Retention
 from retinue.teams import store as teams
+
+# A boot that no process has: what a dead one claimed may have begun without our knowing, so it counts as lost with its
+# node and is not handed back as if nothing had happened. What may never be started twice depends on that.
+NOBODY: Final = ""
 
 
 def open_coordinator(
@@ -85,7 +90,7 @@ async def abandon_nodes(coordinator: Coordinator) -> None:
     known = await coordinator.database.read(lambda connection: nodes(connection, coordinator.team))
     for node in known:
         if node.status != NodeStatus.OFFLINE:
-            await coordinator.database.submit(HELLO, Presence(node.id, node.boot, ()))
+            await coordinator.database.submit(HELLO, Presence(node.id, NOBODY, ()))
             await coordinator.database.submit(LEAVES, (node.id, node.boot))
 
 
@@ -93,7 +98,7 @@ async def abandon_boot(coordinator: Coordinator, name: str, boot: str) -> None:
     """Give back what this process of a node held, as it is known to be dead; nothing when another came after it."""
     for node in await coordinator.database.read(lambda connection: nodes(connection, coordinator.team)):
         if (node.name, node.boot) == (name, boot) and node.status != NodeStatus.OFFLINE:
-            await coordinator.database.submit(HELLO, Presence(node.id, boot, ()))
+            await coordinator.database.submit(HELLO, Presence(node.id, NOBODY, ()))
             await coordinator.database.submit(LEAVES, (node.id, boot))
 
 
@@ -124,7 +129,7 @@ async def accept_restore(data_dir: DataDir, store_url: str | None, clock: Clock)
             every = [
                 node for team in teams.names(transaction.connection) for node in nodes(transaction.connection, team)
             ]
-            HELLO.apply(transaction, [Presence(node.id, node.boot, ()) for node in every])
+            HELLO.apply(transaction, [Presence(node.id, NOBODY, ()) for node in every])
             return epoch
 
         await engine.write(accept)

@@ -5,6 +5,7 @@ from datetime import timedelta
 import pytest
 
 from retinue.client.frames import Assignment, Cancel, Credit, ProgressFrame
+from retinue.coordinator.opening import abandon_boot, abandon_nodes
 from retinue.errors import Unavailable
 from retinue.tasks.model import Ending, Progress, Task
 from service.rig import LEASE, SWEEP, Fleet, Hand, settle
@@ -137,6 +138,40 @@ async def test_a_task_that_may_not_run_again_is_never_started_twice_though_its_c
     await fleet.passes(3 * LEASE)
 
     assert (await fleet.status(task), (await fleet.task(task)).code) == ("failed", "NODE_LOST")
+
+
+@pytest.mark.parametrize(("policy", "then"), [("requeue", "pending"), ("fail", "failed")])
+async def test_a_dead_process_may_have_begun_what_it_only_claimed(fleet: Fleet, policy: str, then: str) -> None:
+    hand = fleet.hand()
+    await hand.joins()
+    task = await fleet.submit(on_node_loss=policy)
+    await settle()
+    (given,) = hand.given()
+    await hand.drops()  # it was killed after it had started the program, before it could say so
+
+    await abandon_nodes(fleet.coordinator)
+    again = fleet.hand(boot="boot_2")
+    await again.joins(free=0)
+
+    assert given.hold.task == task
+    assert await fleet.status(task) == then
+
+
+async def test_a_boot_that_is_known_to_be_dead_holds_nothing_and_another_one_keeps_what_it_has(fleet: Fleet) -> None:
+    hand = fleet.hand(boot="boot_1")
+    await hand.joins(free=1)
+    task = await fleet.submit()
+    await settle()
+
+    await abandon_boot(fleet.coordinator, "hand", "boot_0")
+    before = await fleet.status(task)
+    await abandon_boot(fleet.coordinator, "hand", "boot_1")
+    after = await fleet.status(task)
+    again = fleet.hand(boot="boot_2")
+    await again.joins()
+
+    assert (before, after) == ("claimed", "pending")
+    assert [given.hold.task for given in again.given()] == [task]
 
 
 async def test_a_task_is_given_up_after_three_lost_nodes(fleet: Fleet) -> None:

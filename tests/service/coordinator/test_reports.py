@@ -244,6 +244,22 @@ async def test_good_bye_hands_everything_back_and_the_node_is_offline(fleet: Fle
     }  # fmt: skip
 
 
+async def test_good_bye_does_not_hand_back_as_unstarted_what_was_started_while_the_store_was_away(fleet: Fleet) -> None:
+    hand = fleet.hand()
+    await hand.joins()
+    task = await fleet.submit(on_node_loss="fail")
+    await settle()
+    (given,) = hand.given()
+    fleet.store.away = True
+    await hand.starts(given)
+
+    fleet.store.away = False
+    await hand.leaves()
+
+    assert await fleet.status(task) == "failed"
+    assert await fleet.attempts(task) == ["orphaned"]
+
+
 async def test_a_cancel_is_told_to_the_node_at_once_and_to_nobody_else(fleet: Fleet) -> None:
     hand, other = fleet.hand(), fleet.hand("other", "boot_other")
     given = await held(fleet, hand)
