@@ -72,7 +72,8 @@ def events() -> str:
     rows = ["| type | it says | the task's status then |", "|---|---|---|"]
     for kind, says in EVENT_TYPES.items():
         move = EVENTS.get(kind)
-        then = "" if move is None else f"`{move.target}`" if move.target else "as `status` says"
+        ends = sorted(move.targets) if move is not None else []
+        then = "" if not ends else f"`{ends[0]}`" if len(ends) == 1 else "as `status` says"
         rows.append(f"| `{kind}` | {says} | {then} |")
     return "\n".join(rows)
 
@@ -99,8 +100,27 @@ def bugs() -> str:
     return "\n".join(rows)
 
 
+def life() -> str:
+    """The life of a task: the picture, and each move with its reason."""
+    from retinue.tasks.model import MOVES, TERMINAL, TaskStatus
+
+    drawn = ["```mermaid", "stateDiagram-v2"]
+    for move in MOVES:
+        name = move.event.removeprefix("task.")
+        starts = [one.value for one in TaskStatus if one in move.sources] or ["[*]"]
+        ends = [one.value for one in TaskStatus if one in move.targets]
+        drawn += [f"    {start} --> {end}: {name}" for start in starts for end in ends if start != end]
+    drawn += [f"    {one.value} --> [*]" for one in TaskStatus if one in TERMINAL]
+    rows = ["| event | from | to | because |", "|---|---|---|---|"]
+    for move in MOVES:
+        sides = [", ".join(one.value for one in TaskStatus if one in side) for side in (move.sources, move.targets)]
+        rows.append(f"| `{move.event}` | {sides[0] or 'nothing'} | {sides[1]} | {move.why} |")
+    return "\n".join([*drawn, "```", "", *rows])
+
+
 PARTS: Final[dict[str, Callable[[], str]]] = {
     "verbs": verbs,
+    "life": life,
     "settings": settings,
     "events": events,
     "errors": errors,

@@ -130,9 +130,7 @@ class Coordinator:
             self.ports.bus.subscribe("timers", lambda topic, payload: self.timers.wake()),
         ]
         await self._check_not_restored()
-        self.team = await self.ports.engine.write(
-            lambda transaction: teams.ensure(transaction, self.settings.team, self.ids.new("tea"))
-        )
+        self.team = await self.database.submit(teams.ENSURE, (self.settings.team, self.ids.new("tea")))
         if self.settings.alone:
             await self.database.submit(LAPSE_SESSIONS, self.boot)
         await self.dispatcher.sweep()

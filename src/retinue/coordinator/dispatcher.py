@@ -49,7 +49,8 @@ class Dispatcher:
         self._said = 0
         self._turn = ""
         self.paused = False  # take nothing new; what runs goes on
-        self._doubtful: dict[str, set[str]] = {}  # attempts that were perhaps claimed, and were never sent, by node
+        self._unsent: dict[str, set[str]] = {}  # attempts that may be claimed by now and were not sent, by node
+        self._doubtful: dict[str, set[str]] = {}  # those of them of which we shall not be told
 
     @property
     def sessions(self) -> Iterable[NodeSession]:
@@ -69,6 +70,10 @@ class Dispatcher:
         session.open = False
         if self._sessions.get(session.offer.node) is session:
             del self._sessions[session.offer.node]
+
+    def unsent(self, node: str) -> tuple[str, ...]:
+        """Attempts that may be claimed for a node by now and that it was never told of."""
+        return tuple(sorted(self._unsent.get(node, ())))
 
     def arriving(self, queue: Queue) -> None:
         """A task for this queue is being written, or was put back into it."""
@@ -97,11 +102,11 @@ class Dispatcher:
 
         First what is in doubt: a claim whose answer was lost was never sent, so its tasks wait again at once.
         """
-        for node, attempts in list(self._doubtful.items()):
+        for node, known in list(self._doubtful.items()):
+            attempts = set(known)
             await self._database.submit(UNCLAIM, (node, tuple(sorted(attempts))))
-            self._doubtful[node] -= attempts
-            if not self._doubtful[node]:
-                del self._doubtful[node]
+            _less(self._doubtful, node, attempts)
+            _less(self._unsent, node, attempts)
         for queue in await self._database.read(read.live_queues):
             self.arriving(queue)
 
@@ -132,6 +137,8 @@ class Dispatcher:
             after_team=self._turn,
             lease=self._lease,
         )
+        for free in wanted.free:
+            self._unsent.setdefault(free.node, set()).update(free.attempts)
         # Submitted here and now: it rides in the commit of what was submitted just before it.
         self._spawn(self._deal(self._database.submit(CLAIM, wanted), wanted, taken, said))
 
@@ -150,8 +157,10 @@ class Dispatcher:
                 self._doubtful.setdefault(free.node, set()).update(free.attempts)
             return
         except Unavailable:
+            self._settled(wanted)
             return  # the sweep claims again when the store is back
         except RetinueError:
+            self._settled(wanted)
             log.exception("a claim failed")
             return
         finally:
@@ -161,10 +170,16 @@ class Dispatcher:
             if self._live.get(queue) == said[queue]:
                 del self._live[queue]
         self._send(dealt, taken)
+        self._settled(wanted)
         if dealt.claims:
             self._turn = dealt.claims[-1].team
             for session, _ in taken:
                 self.freed(session)
+
+    def _settled(self, wanted: Round) -> None:
+        """What became of a round is known, and what was claimed in it is sent or on its way back."""
+        for free in wanted.free:
+            _less(self._unsent, free.node, set(free.attempts))
 
     def _send(self, dealt: Dealt, taken: list[tuple[NodeSession, int]]) -> None:
         by_node: dict[str, list[Claim]] = {}
@@ -189,3 +204,10 @@ class Dispatcher:
             self._doubtful.setdefault(claim.node, set()).add(claim.attempt)
         except RetinueError:
             pass  # it is not ours any more
+
+
+def _less(attempts: dict[str, set[str]], node: str, gone: set[str]) -> None:
+    """Take attempts out of a node's."""
+    left = attempts.pop(node, set()) - gone
+    if left:
+        attempts[node] = left

@@ -121,9 +121,8 @@ class Gateway:
             self._dispatcher.detach(old)
             old.link.close()
         proven, forged = self._proven(hello.holds, hello.boot_id)
-        gone = await self._database.submit(
-            HELLO, Presence(node, hello.boot_id, tuple((hold.task, hold.fence) for hold in proven))
-        )
+        holds = tuple((hold.task, hold.fence) for hold in proven)
+        gone = await self._database.submit(HELLO, Presence(node, hello.boot_id, holds, self._dispatcher.unsent(node)))
         lost = [*forged, *(hold for hold in proven if (hold.task, hold.fence) in gone)]
         offer = Offer(
             node,

@@ -27,7 +27,7 @@ REGISTERED = Statement(
 )
 SEEN = Statement(
     "UPDATE nodes SET seen_at = retinue_now() FROM {rows s(id text, boot text)}"
-    " WHERE nodes.id = s.id AND nodes.boot = s.boot"
+    " WHERE nodes.id = s.id AND nodes.boot = s.boot RETURNING nodes.id, nodes.boot, nodes.status"
 )
 BACK = Statement(
     "UPDATE nodes SET status = 'online' FROM {rows s(id text, boot text)}"
@@ -104,14 +104,12 @@ SILENCE: Kind[int, int] = Kind("node.silence", 7, _silent)
 def seen(transaction: Transaction, boots: Sequence[tuple[str, str]]) -> None:
     """Note that these (node, boot) were heard of now; one that was offline is online again."""
     boots = sorted(boots)  # in one order, so that two groups of renewals wait for each other and do not deadlock
-    transaction.run(SEEN, boots)
-    transaction.later(
-        APPEND,
-        [
-            NewEvent(team, "node.online", node, {"node_id": name}, node)
-            for team, node, name in sorted(transaction.rows(BACK, boots))
-        ],
-    )
+    back = [(node, boot) for node, boot, status in transaction.rows(SEEN, boots) if status == NodeStatus.OFFLINE]
+    if back:
+        online = sorted(transaction.rows(BACK, sorted(back)))
+        transaction.later(
+            APPEND, [NewEvent(team, "node.online", node, {"node_id": name}, node) for team, node, name in online]
+        )
 
 
 def nodes(connection: Connection, team: str) -> list[Node]:

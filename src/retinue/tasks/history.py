@@ -133,10 +133,11 @@ def _changes(place: _Place, event: Event) -> dict[str, Any]:
         }
     if event.type == "task.orphaned" and data["status"] == TaskStatus.FAILED:
         return {}  # the event that says why follows at once
-    status = TaskStatus(data["status"]) if move.target is None else move.target
+    only = next(iter(move.targets)) if len(move.targets) == 1 else None
+    status = only or TaskStatus(data["status"])
     if status in HELD:
         return {"status": status}
-    if move.target is None and not _allowed(known.status, status):
+    if status not in move.targets or (only is None and not _allowed(known.status, status)):
         raise IllegalMove(f"{_at(event)}: from {known.status} to {status}")
     attempt = place.before if event.type == "task.released" else known.attempt
     return {"status": status, "attempt": attempt, "owner": None, "digest": data.get("digest")}

@@ -60,6 +60,7 @@ class Presence(msgspec.Struct, frozen=True):
     node: str
     boot: str
     holds: tuple[tuple[str, int], ...]
+    unsent: tuple[str, ...] = ()  # attempts that were claimed for the node and that no process of it was told of
 
 
 def _hello(transaction: Transaction, items: Sequence[Presence]) -> list[list[tuple[str, int]] | RetinueError]:
@@ -74,6 +75,8 @@ def _hello(transaction: Transaction, items: Sequence[Presence]) -> list[list[tup
         mine = {(task, fence) for task, fence, boot, _ in rows if boot == item.boot}
         unlisted = sorted(mine - held)
         dead = sorted((task, fence) for task, fence, boot, _ in rows if boot != item.boot)
+        never = sorted((task, fence) for task, fence, _, attempt in rows if attempt in item.unsent)
+        hand_back(transaction, transaction.rows(DROP_RUNNING, never) if never else [], "task.released")
         given_up = transaction.rows(DROP_RUNNING, unlisted) if unlisted else []
         hand_back(transaction, [row for row in given_up if row[8] is None], "task.released")
         hand_back(transaction, [row for row in given_up if row[8] is not None], "task.orphaned")

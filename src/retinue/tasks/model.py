@@ -3,7 +3,7 @@
 import hashlib
 import hmac
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any, Final, Literal
@@ -48,40 +48,37 @@ HELD: Final = frozenset({TaskStatus.CLAIMED, TaskStatus.RUNNING})
 
 
 class Move(msgspec.Struct, frozen=True):
-    """One arrow of a task's life: the event that records it, where from, where to, and why it happens."""
+    """One kind of step in a task's life: the event that records it, where from, where to, and why it happens.
+
+    With more than one target the event's `status` says which.
+    """
 
     event: str
     sources: frozenset[TaskStatus]
-    target: TaskStatus | None  # None: the event says which
+    targets: frozenset[TaskStatus]
     why: str
 
 
+def _life(event: str, sources: Iterable[TaskStatus], targets: Iterable[TaskStatus], why: str) -> Move:
+    return Move(event, frozenset(sources), frozenset(targets), why)
+
+
+_BLOCKED, _SCHEDULED, _PENDING = TaskStatus.BLOCKED, TaskStatus.SCHEDULED, TaskStatus.PENDING
+_CLAIMED, _RUNNING = TaskStatus.CLAIMED, TaskStatus.RUNNING
 # The life of a task, complete: `docs/life-of-a-task.md` is drawn from it, `tasks/history.py` replays events by it.
 MOVES: Final = (
-    Move("task.created", frozenset(), None, "submitted; pending, or blocked by parents, or scheduled for later"),
-    Move(
-        "task.ready", frozenset({TaskStatus.SCHEDULED, TaskStatus.BLOCKED}), None, "its time came, or its parents ended"
+    _life(
+        "task.created", (), WAITING, "submitted; blocked while parents are not done, scheduled for later, or pending"
     ),
-    Move("task.claimed", frozenset({TaskStatus.PENDING}), TaskStatus.CLAIMED, "given to a node under a higher fence"),
-    Move("task.started", frozenset({TaskStatus.CLAIMED}), TaskStatus.RUNNING, "the attempt runs"),
-    Move("task.released", HELD, TaskStatus.PENDING, "handed back by its node, or never reached it"),
-    Move(
-        "task.orphaned",
-        HELD,
-        None,
-        "its lease ran out or its node restarted; pending again, unless its policy says failed",
-    ),
-    Move("task.retried", HELD | TERMINAL, None, "the attempt failed and another is allowed, or an operator asked"),
-    Move("task.completed", HELD, TaskStatus.COMPLETED, "its result was accepted"),
-    Move(
-        "task.failed", HELD | WAITING, TaskStatus.FAILED, "no attempt is left, its deadline passed, or a parent failed"
-    ),
-    Move(
-        "task.cancelled",
-        HELD | WAITING,
-        TaskStatus.CANCELLED,
-        "somebody cancelled it, or its foreground client went away",
-    ),
+    _life("task.ready", (_SCHEDULED, _BLOCKED), (_PENDING, _SCHEDULED), "its time came, or its parents ended"),
+    _life("task.claimed", (_PENDING,), (_CLAIMED,), "given to a node under a higher fence"),
+    _life("task.started", (_CLAIMED,), (_RUNNING,), "the attempt runs"),
+    _life("task.released", HELD, (_PENDING,), "handed back by its node, or never reached it; this costs nothing"),
+    _life("task.orphaned", HELD, (_PENDING, TaskStatus.FAILED), "its node was lost; `on_node_loss` says what follows"),
+    _life("task.retried", HELD | TERMINAL, WAITING, "an attempt failed and another is allowed, or an operator asked"),
+    _life("task.completed", HELD, (TaskStatus.COMPLETED,), "its result was accepted"),
+    _life("task.failed", HELD | WAITING, (TaskStatus.FAILED,), "no attempt is left, too late, or a parent failed"),
+    _life("task.cancelled", HELD | WAITING, (TaskStatus.CANCELLED,), "cancelled, or its foreground client is gone"),
 )
 EVENTS: Final = {move.event: move for move in MOVES}
 

@@ -229,6 +229,10 @@ def _due(transaction: Transaction, items: Sequence[int]) -> list[Due | RetinueEr
     outcomes: list[Due | RetinueError] = []
     for most in items:
         due = transaction.rows(DUE, most)
+        if not due:
+            left = transaction.row(NEXT_DUE)
+            outcomes.append(Due([], left[0] if left else None))
+            continue
         transaction.run(DROP_TIMERS, due)
         woken = sorted(transaction.rows(WAKE, sorted({(row[1],) for row in due if row[2] == "ready"})))
         make_ready(transaction, [tuple(row) for row in woken])

@@ -1,6 +1,9 @@
 """Teams in SQL."""
 
-from retinue.storage.database import Connection, Transaction
+from collections.abc import Sequence
+
+from retinue.errors import RetinueError
+from retinue.storage.database import Connection, Kind, Transaction
 from retinue.storage.sql import Statement
 
 CREATE = Statement(
@@ -14,6 +17,14 @@ def ensure(transaction: Transaction, name: str, new_id: str) -> str:
     """The id of the team with this name, made with `new_id` if there was none."""
     transaction.run(CREATE, new_id, name)
     return str(transaction.rows(BY_NAME, name)[0][0])
+
+
+def _ensure(transaction: Transaction, items: Sequence[tuple[str, str]]) -> list[str | RetinueError]:
+    """Each item is (name, new id)."""
+    return [ensure(transaction, name, new_id) for name, new_id in items]
+
+
+ENSURE: Kind[tuple[str, str], str] = Kind("team.ensure", 1, _ensure)
 
 
 def by_name(connection: Connection, name: str) -> str | None:

@@ -1,5 +1,6 @@
 """The reaper: gives back what lost nodes held. It reads only the task's own lease, and its write repeats the guard."""
 
+import asyncio
 from collections.abc import Callable, Sequence
 from math import inf
 
@@ -46,11 +47,13 @@ class Reaper:
                 await self._database.read(lambda connection: connection.epoch)  # notice a store that is away
                 self._awake_since = min(self._awake_since, now)
                 return None
+            silence = int(OFFLINE_AFTER.total_seconds() * 1_000_000)
+            lapsing = self._database.submit(LAPSE_SESSIONS, None)  # these ride in the commit of the first bite
+            others = asyncio.gather(lapsing, self._database.submit(SILENCE, silence), return_exceptions=True)
             while await self._database.submit(REAP_KIND, MOST) == MOST:
                 pass
-            lapsed = await self._database.submit(LAPSE_SESSIONS, None)
-            self._stopped(lapsed)
-            await self._database.submit(SILENCE, int(OFFLINE_AFTER.total_seconds() * 1_000_000))
+            await others
+            self._stopped(lapsing.result())
         except Exception:
             self._awake_since = inf  # until a turn succeeds
             raise
