@@ -35,6 +35,7 @@ class Order:
 
     steps: list[tuple[int, str]] = field(default_factory=list)
     waited: set[int] = field(default_factory=set)
+    restarts: int = 0  # deadlocks
     outcomes: list[Any] = field(default_factory=list)
 
     def at(self, actor: int, statement: Statement) -> int:
@@ -57,6 +58,7 @@ class Actor:
         self.state = "idle"  # idle, ready (wants its turn), running
         self.wants = ""
         self.outcome: Any = None
+        self.restarts = 0
 
     # -- a connection as `Transaction` wants it -----------------------------------------------------------------------
 
@@ -83,6 +85,7 @@ class Actor:
                     self.outcome = self._transaction(work)
                 except (psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailure):
                     self.raw.rollback()
+                    self.restarts += 1
                     continue
                 break
         except BaseException as error:
@@ -136,7 +139,7 @@ class Stepper:
         acting = self.actors[: len(works)]
         threads = []
         for actor, work in zip(acting, works, strict=True):
-            actor.state, actor.outcome = "starting", None
+            actor.state, actor.outcome, actor.restarts = "starting", None, 0
             threads.append(threading.Thread(target=actor.act, args=(work,), daemon=True))
         for thread in threads:
             thread.start()
@@ -156,6 +159,7 @@ class Stepper:
         for thread in threads:
             thread.join()
         order.outcomes = [actor.outcome for actor in acting]
+        order.restarts = sum(actor.restarts for actor in acting)
         return order
 
     def _settle(self, acting: Sequence[Actor]) -> set[int]:
