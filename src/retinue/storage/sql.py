@@ -10,6 +10,7 @@ Row = tuple[Any, ...]
 
 _SLOT: Final = re.compile(r"\?|\{rows (\w+)\(([^)]*)\)\}")
 _DIALECT: Final = re.compile(r"\{(sqlite|postgres):([^{}]*)\}")
+_AFFINITY: Final = {"text": "TEXT", "bigint": "INTEGER"}
 _encode = msgspec.json.Encoder().encode
 
 
@@ -28,7 +29,10 @@ class Statement:
         name, columns = self._note(slot)
         if name is None:
             return "?"
-        picked = ", ".join(f"value->>{place} AS {column}" for place, (column, _) in enumerate(columns))
+        # The type has to be said: SQLite looks a value of no type up in no index but by its first column.
+        picked = ", ".join(
+            f"CAST(value->>{place} AS {_AFFINITY[kind]}) AS {column}" for place, (column, kind) in enumerate(columns)
+        )
         return f"(SELECT {picked} FROM json_each(?)) AS {name}"  # noqa: S608 - names written in our own source
 
     def _for_postgres(self, slot: re.Match[str]) -> str:

@@ -10,7 +10,8 @@ PAIRS = Statement("SELECT id FROM {rows m(id text, n bigint)} WHERE n > ? AND id
 
 def test_rows_are_one_json_argument_on_sqlite() -> None:
     assert PAIRS.sqlite == (
-        "SELECT id FROM (SELECT value->>0 AS id, value->>1 AS n FROM json_each(?)) AS m WHERE n > ? AND id LIKE 'a%'"
+        "SELECT id FROM (SELECT CAST(value->>0 AS TEXT) AS id, CAST(value->>1 AS INTEGER) AS n FROM json_each(?)) AS m"
+        " WHERE n > ? AND id LIKE 'a%'"
     )
     assert PAIRS.sqlite_arguments([[("a", 1), ("b", None)], 5]) == ['[["a",1],["b",null]]', 5]
 
