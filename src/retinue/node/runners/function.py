@@ -11,7 +11,8 @@ from retinue.errors import ConfigInvalid
 from retinue.node.guardian import BOOT
 from retinue.node.runners import wire
 from retinue.node.runners.calls import HostCall, Outcome
-from retinue.node.runners.hosts import Host, HostState, finish
+from retinue.node.runners.finish import finish
+from retinue.node.runners.hosts import Host, HostState
 from retinue.node.runners.process import OURS, PASSED, PASSED_PREFIX, TIMED_OUT
 from retinue.node.runners.runner import AttemptIO, NodeFacts
 from retinue.tasks.model import Ending, FailureCode, TaskSpec

@@ -22,6 +22,7 @@ from retinue.node.runners import wire
 from retinue.node.runners.calls import HostCall, Lost
 from retinue.node.runners.child import Child
 from retinue.node.runners.children import CHILDREN
+from retinue.node.runners.finish import finish
 from retinue.node.runners.runner import AttemptIO
 
 log = logging.getLogger(__name__)
@@ -379,20 +380,6 @@ class Host:
 
     def _last_words(self) -> str:
         return self._tail.decode(errors="replace").strip()[-500:]
-
-
-async def finish(work: Any) -> None:
-    """Await to the end, however often the caller is cancelled meanwhile; then be cancelled."""
-    task = asyncio.ensure_future(work)
-    cancelled: asyncio.CancelledError | None = None
-    while not task.done():
-        try:
-            await asyncio.shield(task)
-        except asyncio.CancelledError as error:
-            cancelled = error
-    if cancelled is not None:
-        raise cancelled
-    task.result()
 
 
 def _how(code: int) -> str:

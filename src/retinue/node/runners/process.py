@@ -11,6 +11,7 @@ from retinue.client.frames import Assignment
 from retinue.clock import Clock
 from retinue.errors import CommandNotFound
 from retinue.node.processes import Launch, Processes, Running
+from retinue.node.runners.finish import finish
 from retinue.node.runners.runner import AttemptIO, NodeFacts
 from retinue.tasks.model import Ending, FailureCode, TaskSpec
 
@@ -65,7 +66,7 @@ class ProcessRunner:
                 return _exhausted(error)
             return await self._follow(running, spec, io)
         finally:
-            await _finish(self._processes.discard(folder))
+            await finish(self._processes.discard(folder))
 
     async def _follow(self, running: Running, spec: TaskSpec, io: AttemptIO) -> Ending:
         broken: list[Exception] = []
@@ -76,14 +77,14 @@ class ProcessRunner:
         try:
             io.started()
             code = await self._exit_code(running, spec.timeout_seconds)
-            await _finish(running.kill())
+            await finish(running.kill())
             await copy
         except asyncio.CancelledError:
             await self._ask_to_end(running)
             raise
         finally:
             try:
-                await _finish(running.kill())
+                await finish(running.kill())
             finally:
                 for carrier in carriers:
                     carrier.cancel()
@@ -207,20 +208,6 @@ async def _carry(running: Running, work: Coroutine[Any, Any, None], broken: list
     except Exception as error:  # noqa: BLE001 - raised again by whoever awaits the program
         broken.append(error)
         await running.kill()
-
-
-async def _finish(work: Coroutine[Any, Any, None]) -> None:
-    """Do it to its end, however often the caller is cancelled meanwhile; then be cancelled."""
-    task = asyncio.ensure_future(work)
-    cancelled: asyncio.CancelledError | None = None
-    while not task.done():
-        try:
-            await asyncio.shield(task)
-        except asyncio.CancelledError as error:
-            cancelled = error
-    if cancelled is not None:
-        raise cancelled
-    task.result()
 
 
 def _not_started(error: str) -> Ending:
