@@ -618,8 +618,8 @@ PLANTED: dict[str, list[Edit]] = {
     "a failed parent frees its children": [(endings.SPOILED, "'success'", "'any'")],
     "a cancel leaves the line as it is": [(losses.DROP_READY, "FROM ready WHERE", "FROM ready WHERE queue = '' AND")],
     "what has ended goes though something open is below it": [
-        (prune.OLD_TASKS, "AND NOT (", "AND ('' = '' OR "),
-        (prune.NAMED_NOW, "AND (EXISTS", "AND '' <> '' AND (EXISTS"),
+        (prune.OLD_TASKS, " AND NOT EXISTS (SELECT 1 FROM tasks c WHERE c.parent = tasks.id)", ""),
+        (prune.NAMED_NOW, " OR EXISTS (SELECT 1 FROM tasks c WHERE c.parent = tasks.id)", ""),
     ],
     "a session's task outlives it": [(steer.TIED, "finished_at IS NULL", "finished_at = 0")],
     "a key without its principal": [(admission.READ_KEY, "principal = ?", "principal <> ?")],

@@ -45,18 +45,18 @@ OLD_LOGS: Final = Statement(
 )
 # A finished task stays while an unfinished one waits for it, and while there is one below it: a cancel has to find its
 # way down to what is unfinished there. So those below go first.
-_NAMED: Final = (
+_AFTER: Final = (
     "EXISTS (SELECT 1 FROM edges JOIN tasks c ON c.id = edges.child"
     " WHERE edges.parent = tasks.id AND c.finished_at IS NULL)"
-    " OR EXISTS (SELECT 1 FROM tasks c WHERE c.parent = tasks.id)"
 )
+_BELOW: Final = "EXISTS (SELECT 1 FROM tasks c WHERE c.parent = tasks.id)"
 OLD_TASKS: Final = Statement(
-    f"SELECT id, team, status FROM tasks WHERE finished_at < ? AND NOT ({_NAMED})"  # noqa: S608 - text of ours
+    f"SELECT id, team, status FROM tasks WHERE finished_at < ? AND NOT {_AFTER} AND NOT {_BELOW}"  # noqa: S608
     " ORDER BY finished_at LIMIT ?{postgres: FOR UPDATE SKIP LOCKED}"
 )
 # Looked at again under the lock: a child may have been committed between the look and the lock.
 NAMED_NOW: Final = Statement(
-    f"SELECT id FROM tasks WHERE id IN (SELECT id FROM {{rows m(id text)}}) AND ({_NAMED})"  # noqa: S608 - as above
+    f"SELECT id FROM tasks WHERE id IN (SELECT id FROM {{rows m(id text)}}) AND ({_AFTER} OR {_BELOW})"  # noqa: S608
 )
 OLD_DENIALS: Final = Statement(
     "DELETE FROM denials WHERE (team, who, what, minute) IN"

@@ -9,7 +9,7 @@ from retinue.clock import moment
 from retinue.nodes.resources import Resources
 from retinue.storage.database import Connection
 from retinue.storage.sql import Row, Statement
-from retinue.tasks.model import Attempt, AttemptStatus, Progress, Queue, Task, TaskSpec, TaskStatus
+from retinue.tasks.model import HELD, Attempt, AttemptStatus, Progress, Queue, Task, TaskSpec, TaskStatus
 
 _spec = msgspec.json.Decoder(TaskSpec).decode
 
@@ -19,21 +19,35 @@ _TASK: Final = (
     " running.attempt, running.claimed_at, running.started_at, nodes.name, progress.data, tasks.attempt,"
     " tasks.waiting_on"
 )
-_FROM: Final = (
-    " FROM tasks LEFT JOIN running ON running.id = tasks.id LEFT JOIN nodes ON nodes.id = running.node"
+COLD: Final = tuple(status.value for status in TaskStatus if status not in HELD and status != "input-required")
+_NAMED: Final = (
+    "LEFT JOIN nodes ON nodes.id = running.node"
     " LEFT JOIN progress ON progress.task = tasks.id AND progress.fence = COALESCE(running.fence, tasks.fence)"
 )
-ONE: Final = Statement(f"SELECT {_TASK}{_FROM} WHERE tasks.id = ? AND tasks.team = ?")
+_DOCUMENT: Final = f"SELECT {_TASK} FROM tasks LEFT JOIN running ON running.id = tasks.id {_NAMED}"  # noqa: S608 - ours
+ONE: Final = Statement(f"{_DOCUMENT} WHERE tasks.id = ? AND tasks.team = ?")
 MANY: Final = Statement(
-    f"SELECT {_TASK}{_FROM} WHERE tasks.id IN (SELECT id FROM {{rows m(id text)}}) AND tasks.team = ?"  # noqa: S608
+    f"SELECT {_TASK} FROM {{rows m(id text)}} CROSS JOIN tasks"  # noqa: S608 - text of ours
+    f" LEFT JOIN running ON running.id = tasks.id {_NAMED} WHERE tasks.id = m.id AND tasks.team = ?"
 )
-PAGE: Final = Statement(f"SELECT {_TASK}{_FROM} WHERE tasks.team = ? AND tasks.id < ? ORDER BY tasks.id DESC LIMIT ?")
+# The newest of each status, merged: the index that finds tasks by status serves this too; no write pays for another.
+_NEWEST: Final = " UNION ALL ".join(
+    f"SELECT id FROM (SELECT id FROM tasks WHERE team = ? AND status = '{status}'"  # noqa: S608 - as above
+    f" AND id < ? ORDER BY id DESC LIMIT ?) {status}"
+    for status in COLD
+)
+PAGE: Final = Statement(
+    f"{_DOCUMENT} WHERE tasks.id IN"  # noqa: S608 - as above
+    f" (SELECT id FROM ({_NEWEST}) newest ORDER BY id DESC LIMIT ?) ORDER BY tasks.id DESC"
+)
 BY_STATUS: Final = Statement(
-    f"SELECT {_TASK}{_FROM} WHERE tasks.team = ? AND tasks.status = ? AND tasks.id < ?"
+    f"{_DOCUMENT} WHERE tasks.team = ? AND tasks.status = ? AND tasks.id < ?"
     " AND running.id IS NULL ORDER BY tasks.id DESC LIMIT ?"
 )
 HELD_BY_STATUS: Final = Statement(
-    f"SELECT {_TASK}{_FROM} WHERE tasks.team = ? AND running.status = ? AND tasks.id < ? ORDER BY tasks.id DESC LIMIT ?"
+    f"SELECT {_TASK} FROM running CROSS JOIN tasks {_NAMED}"  # noqa: S608 - text of ours
+    " WHERE running.team = ? AND running.status = ? AND running.id < ? AND tasks.id = running.id"
+    " ORDER BY running.id DESC LIMIT ?"
 )
 ATTEMPTS: Final = Statement(
     "SELECT attempts.id, attempts.status, attempts.fence, COALESCE(nodes.name, attempts.node), attempts.claimed_at,"
@@ -50,7 +64,7 @@ OPEN: Final = Statement("SELECT 1 FROM tasks WHERE id = ? AND finished_at IS NUL
 COUNTS: Final = Statement("SELECT status, tasks FROM counts WHERE team = ?")
 QUEUES: Final = Statement("SELECT id, team, labels, requires, node, resources FROM queues ORDER BY id")
 QUEUE: Final = Statement("SELECT id, team, labels, requires, node, resources FROM queues WHERE id = ?")
-WAITING: Final = Statement("SELECT 1 FROM ready WHERE queue = ? LIMIT 1")
+WAITING: Final = Statement("SELECT 1 FROM ready WHERE queue = ? ORDER BY rank, id LIMIT 1")
 LINE: Final = Statement("SELECT rank, id FROM ready WHERE queue = ? ORDER BY rank, id LIMIT ?")
 
 
@@ -73,7 +87,7 @@ def is_over(connection: Connection, task_id: str) -> bool:
 def tasks(connection: Connection, team: str, *, status: TaskStatus | None, before: str, limit: int) -> list[Task]:
     """A page of a team's tasks, newest first, from before this id on."""
     if status is None:
-        rows = connection.rows(PAGE, team, before, limit)
+        rows = connection.rows(PAGE, *[team, before, limit] * len(COLD), limit)
     elif status in (TaskStatus.CLAIMED, TaskStatus.RUNNING):
         rows = connection.rows(HELD_BY_STATUS, team, status, before, limit)
     else:
