@@ -49,6 +49,7 @@ def room_for_queues(transaction: Transaction, team: str, most: int, wanted: Mapp
 
 
 def insert_queue(transaction: Transaction, queue: Queue) -> None:
+    """Make sure that the queue's row is there when this transaction commits."""
     parts = [_encode(part).decode() for part in (queue.labels, queue.requires, queue.resources)]
     while not transaction.row(HAS_QUEUE, queue.id):  # on a server somebody may make it, or drop it, beside us
         transaction.insert(ADD_QUEUES, [(queue.id, queue.team, parts[0], parts[1], queue.node, parts[2])])

@@ -60,6 +60,7 @@ def attempt_row(
 
 
 def task_event(kind: str, team: str, task: str, node: str, fence: int, attempt: str, **data: Any) -> NewEvent:
+    """The event of a move that a claim is part of; what of `data` is None is left out."""
     said = {name: value for name, value in data.items() if value is not None}
     return NewEvent(team, kind, task, {"task_id": task, "attempt": attempt, "fence": fence, **said}, node, actor=node)
 
