@@ -168,6 +168,10 @@ COSTS: dict[str, Cost] = {
     "cancel: lock": Cost(losses.LOCK, [[(task,) for task in ids("wait")]], BEST),
     "cancel: drop ready": Cost(losses.DROP_READY, [heads()], BEST),
     "cancel": Cost(steer.CANCEL_TASKS, [[(task, 0, None, SAID) for task in ids("wait")]], BEST),
+    "create: drop key": Cost(admission.DROP_KEY, ["ours", "ann", "k7", ""], 1),
+    "cancel: find": Cost(steer.FIND, ["tsk_wait_10000107", "ours"], 1),
+    "retry: find": Cost(steer.ENDED, ["tsk_done_10000107", "ours"], 1),
+    "progress: latest": Cost(progress.LATEST, ["tsk_held_10000107"], 1),
     "retry: parents": Cost(steer.ABOVE, ["tsk_done_10000107"], 2),
     "retry: count up": Cost(steer.COUNT_UP, ["tsk_held_10000107"], 2),
     "session: tied": Cost(steer.TIED, ["ses1"], 1),
@@ -187,6 +191,7 @@ COSTS: dict[str, Cost] = {
     "feed: page": Cost(events.PAGE, ["ours", MANY // 2, 200], 200),
     "feed: links": Cost(events.NEXT_LINKS, ["ours", MANY // 2, 100], 100),
     "task: one": Cost(read.ONE, ["tsk_held_10000107", "ours"], 3),
+    "task: open": Cost(read.OPEN, ["tsk_wait_10000107"], 1),
     "task: many": Cost(read.MANY, [[(task,) for task in ids("held")], "ours"], 4 * BEST),
     "task: attempts": Cost(read.ATTEMPTS, [[(task,) for task in ids("done")]], 2 * BEST),
     "task: parents": Cost(read.UNFINISHED_PARENTS, ["tsk_done_10000107"], 3),
@@ -228,6 +233,30 @@ MATCHED_TASK_BY_TASK = Cost(
     [LINE, BEST],
     BEST * LINES,
 )
+
+
+# What is not measured, and why: it says nothing about a task, or is asked by a person, or reads what is few by itself.
+NOT_MEASURED = {
+    "ADD", "FIND", "REGISTERED", "BACK", "LEAVE", "SILENT", "LIST",  # nodes, one by one or all of them
+    "CHAIN", "TIP", "ENDS", "HIGHEST", "DENY", "SET_START",  # one row a team, or one a minute
+    "ALL_LINKS", "PRUNE_LINKS", "BUSY", "COUNTS", "QUEUES", "QUEUE", "SIZES", "TEAM_OF", "NOW",
+    "SESSION", "DROP_SESSIONS", "DROP_LAPSED", "DROP_OTHER_BOOTS",  # as many as foreground clients
+    "ADD_COUNTS", "SET", "REOPEN",  # by primary key and nothing else
+    "ONE_AT_A_TIME", "DROP_EMPTY_QUEUES",  # at the limit of queues
+}  # fmt: skip
+MODULES = (admission, endings, events, logs, losses, nodes, progress, prune, queues, read, rows, steer, store)
+
+
+def test_every_statement_on_tasks_is_measured() -> None:
+    measured = {id(cost.statement) for cost in COSTS.values()}
+    left = {
+        f"{module.__name__}.{name}"
+        for module in MODULES
+        for name, value in vars(module).items()
+        if isinstance(value, Statement) and id(value) not in measured and name not in NOT_MEASURED
+    }
+
+    assert left == set()
 
 
 def on(engine: str) -> list[str]:
