@@ -81,7 +81,17 @@ def failed_for_good(transaction: Transaction, over: Sequence[tuple[Row, Ending]]
     transaction.later(
         APPEND,
         (
-            task_event("task.failed", r[2], r[0], r[3], r[1], r[5], exit_code=e.exit_code, code=e.code, error=e.error)
+            task_event(
+                "task.failed",
+                r[2],
+                r[0],
+                r[3],
+                r[1],
+                r[5],
+                exit_code=e.exit_code,
+                code=e.code or FailureCode.EXIT,
+                error=e.error,
+            )
             for r, e in over
         ),
     )

@@ -8,9 +8,7 @@ from retinue.events.model import NewEvent
 from retinue.events.store import DENIED
 from retinue.storage.database import Chore, Transaction
 from retinue.storage.sql import Insert, Row, Statement
-from retinue.tasks.model import (
-    AttemptStatus,
-)
+from retinue.tasks.model import AttemptStatus, FailureCode
 
 SECOND: Final = 1_000_000
 ADD_COUNTS = Statement(
@@ -62,7 +60,10 @@ def attempt_row(
 def task_event(kind: str, team: str, task: str, node: str, fence: int, attempt: str, **data: Any) -> NewEvent:
     """The event of a move that a claim is part of; what of `data` is None is left out."""
     said = {name: value for name, value in data.items() if value is not None}
-    return NewEvent(team, kind, task, {"task_id": task, "attempt": attempt, "fence": fence, **said}, node, actor=node)
+    # The audit says who did it: what was taken from a node was not its doing.
+    taken = kind == "task.orphaned" or data.get("code") in (FailureCode.NODE_LOST, FailureCode.DEADLINE)
+    actor = "system" if taken else node
+    return NewEvent(team, kind, task, {"task_id": task, "attempt": attempt, "fence": fence, **said}, node, actor)
 
 
 TEAM_OF = Statement("SELECT team FROM tasks WHERE id = ?")

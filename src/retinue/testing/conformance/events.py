@@ -55,6 +55,17 @@ class EventSuite(OnARig):
         assert (cancelled.actor, cancelled.data["reason"]) == ("ann", "cancelled by request")
         assert len({event.id for event in (created, claimed, started, cancelled)}) == 4
 
+    async def test_what_a_node_did_and_what_was_done_to_it_have_different_actors(self, rig: Rig) -> None:
+        failed = await rig.held("a")
+        lost = await rig.held("b", lease=-1, on_node_loss="fail")
+        await rig.all(rig.fail(failed), rig.reap())
+        by_node, *by_us = [*(await rig.feed(failed.task))[-1:], *(await rig.feed(lost.task))[-2:]]
+
+        assert (by_node.actor, by_node.data["code"]) == ("a", "EXIT")
+        assert [(event.type, event.actor, event.node) for event in by_us] == [
+            ("task.orphaned", "system", "b"), ("task.failed", "system", "b"),
+        ]  # fmt: skip
+
     async def test_pages_follow_each_other_without_gap_or_repeat(self, rig: Rig) -> None:
         await rig.all(*(rig.create() for _ in range(25)))
         found: list[Event] = []
