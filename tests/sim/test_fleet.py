@@ -61,7 +61,7 @@ def test_the_same_seed_is_the_same_run_in_another_process_with_other_hashes() ->
 @pytest.mark.parametrize("name", known())
 def test_a_planted_bug_is_caught(name: str) -> None:
     profile = known()[name].profile
-    report = run.run_seeds(1, 100, Settings(profile=profile), mutant=name, until_failed=True)
+    report = run.run_seeds(1, 1000, Settings(profile=profile), mutant=name, until_failed=True)
 
     assert report.failed, f"{name} survived {report.seeds} seeds"
 
